@@ -1,0 +1,57 @@
+"""The training wrapper around MISSU; nothing of it remains in the saved weights."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from .fusion import MultiScaleFusion
+from .missu import MISSU
+
+__all__ = ["SelfDistillation", "SelfDistillationOutput"]
+
+
+class SelfDistillationOutput(NamedTuple):
+    """What one training step needs: logits (B, classes, H, W, D) and the pairs A^s, B^s to distill.
+
+    ``teacher_logits`` are the logits decoded from B1..B3 where the teacher has a loss of its own, else ``None``.
+    """
+
+    logits: torch.Tensor
+    students: list[torch.Tensor]
+    teachers: list[torch.Tensor]
+    teacher_logits: torch.Tensor | None
+
+
+class SelfDistillation(nn.Module):
+    """Runs a plain MISSU and, beside it, the multi-scale fusion of its skips: students A1..A3, teachers B1..B3.
+
+    The logits are those of the plain network, bit for bit.
+
+    Args:
+        network: the network that is kept after training.
+        detach_teacher: ``False`` is the paper's Algorithm 1: the distillation loss moves A and B towards each other.
+            ``True`` stops its gradient at B; the teacher then learns from the segmentation, by the same decoder run
+            on B1..B3 as skips.
+    """
+
+    def __init__(self, network: MISSU, detach_teacher: bool = False) -> None:
+        super().__init__()
+        self.network = network
+        self.fusion = MultiScaleFusion(network.feature_channels[:-1])
+        self.detach_teacher = detach_teacher
+
+    def forward(self, x: torch.Tensor) -> SelfDistillationOutput:
+        """Takes an image (B, C, H, W, D)."""
+        features = self.network.encode(x)
+        students = features[:-1]
+        bottleneck = self.network.bottleneck(features[-1])
+        logits = self.network.decode(bottleneck, students)
+        teachers = self.fusion(students)
+        if not self.detach_teacher:
+            return SelfDistillationOutput(logits, students, teachers, None)
+        teacher_logits = self.network.decode(bottleneck, teachers)
+        # A teacher that the distillation loss could move would come down to the student.
+        return SelfDistillationOutput(logits, students, [teacher.detach() for teacher in teachers], teacher_logits)
