@@ -1,0 +1,70 @@
+"""Losses of the training: distillation of attention maps, and its sum with the segmentation loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .networks.self_distillation import SelfDistillationOutput
+
+__all__ = ["MISSULoss", "SelfDistillationLoss", "attention_map"]
+
+
+def attention_map(features: torch.Tensor) -> torch.Tensor:
+    """Spatial attention map phi of features (Eq. 4): (B, C, H, W, D) -> (B, H, W, D), the sum of absolute values."""
+    return features.abs().sum(dim=1)
+
+
+class SelfDistillationLoss(nn.Module):
+    """Distance of the attention maps of students and teachers (Eq. 5), averaged over the batch.
+
+    The sum over stages of ``|q_A / |q_A| - q_B / |q_B||``, all norms Euclidean and q the flattened attention map.
+    It is 0 for identical maps and at most sqrt(2) for each stage, as maps are not negative.
+    """
+
+    def forward(self, students: Sequence[torch.Tensor], teachers: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Takes features A^s and B^s of shape (B, C_s, H_s, W_s, D_s) each."""
+        distances = []
+        for student, teacher in zip(students, teachers, strict=True):
+            # float32: a sum over 128^3 voxels leaves the range of float16
+            student_map, teacher_map = (
+                F.normalize(attention_map(features.float()).flatten(1), dim=1) for features in (student, teacher)
+            )
+            distances.append(torch.linalg.vector_norm(student_map - teacher_map, dim=1))
+        return torch.stack(distances).sum(dim=0).mean()
+
+
+class MISSULoss(nn.Module):
+    """``L = L_seg + lambda L_sd`` (Eq. 6) of a training step.
+
+    Args:
+        segmentation: loss of logits (B, classes, H, W, D) and label (B, 1, H, W, D).
+        distillation_weight: lambda.
+    """
+
+    def __init__(self, segmentation: nn.Module, distillation_weight: float = 0.3) -> None:
+        super().__init__()
+        self.segmentation = segmentation
+        self.distillation = SelfDistillationLoss()
+        self.distillation_weight = distillation_weight
+        self.terms: dict[str, float] = {}
+
+    def forward(self, output: SelfDistillationOutput, label: torch.Tensor) -> torch.Tensor:
+        segmentation = self.segmentation(output.logits, label)
+        distillation = self.distillation(output.students, output.teachers)
+        loss = segmentation + self.distillation_weight * distillation
+        terms = {"segmentation_loss": segmentation, "distillation_loss": distillation}
+        if output.teacher_logits is not None:
+            teacher = self.segmentation(output.teacher_logits, label)
+            loss = loss + teacher
+            terms["teacher_loss"] = teacher
+        self.terms = {name: term.item() for name, term in ({"loss": loss} | terms).items()}
+        return loss
+
+    def last_terms(self, _: Any) -> dict[str, float]:
+        """The terms of the last step by name: an ``output_transform`` for the log and TensorBoard handlers."""
+        return self.terms
