@@ -1,0 +1,160 @@
+"""Loading of a case by modality name, with its checks, and conversion of label conventions."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import LoadImage, LoadImaged, MapTransform
+
+from .cases import case_of
+from .errors import InputError
+from .labels import classes_to_values, values_to_classes
+
+__all__ = ["ClassesToValuesd", "LoadImageCased", "ValuesToClassesd", "is_nonzero", "name_by_case"]
+
+AFFINE_TOLERANCE = 1e-3  # mm; headers of one case differ by rounding
+
+
+class LoadImageCased(LoadImaged):
+    """Loads a case: ``image`` as (modalities, H, W, D) and, where asked for, ``label`` as (1, H, W, D).
+
+    ``image`` is given as a mapping from modality name to file, as one of the case's files (the siblings are found by
+    name in its folder), or as one 4D file whose channels are the modalities in the given order. The air around the
+    brain becomes zero: some exports of z-scored scans keep it at a constant of their own. The name contains
+    ``LoadImage`` because MONAI Deploy finds by it what to leave out.
+
+    Args:
+        keys: ``image``, or ``image`` and ``label``.
+        modalities: names of the modalities, in the order of the network's channels.
+
+    Raises:
+        InputError: when a file cannot be read, is missing or doubled, the shapes or affines within the case differ, a
+            modality is zero everywhere or holds NaN or infinity, or the channels are not those of ``modalities``.
+    """
+
+    def __init__(self, keys: KeysCollection, modalities: Sequence[str]) -> None:
+        super().__init__(keys, ensure_channel_first=True)
+        self.modalities = tuple(modalities)
+
+    def __call__(self, data: Mapping[Hashable, Any], reader: Any = None) -> dict[Hashable, Any]:
+        d = dict(data)
+        first, *others = self.keys
+        d[first] = image = self.load_image(d[first], d.get("case_id"))
+        case_id = image.meta["case_id"]
+        for key in others:
+            label = read(self._loader, case_id, d[key], channels=[str(key)])
+            check_same_space(case_id, label, image)
+            label.meta["case_id"] = case_id
+            d[key] = label
+        return d
+
+    def load_image(self, source: Mapping[str, str] | str, case_id: str | None) -> MetaTensor:
+        files: Mapping[str, str | Path] | Path
+        case = case_of(next(iter(source.values())) if isinstance(source, Mapping) else source)
+        files = source if isinstance(source, Mapping) else case.image(self.modalities)
+        case_id = case_id or case.case_id
+        if isinstance(files, Mapping):
+            volumes = [read(self._loader, case_id, files[name], channels=[name]) for name in self.modalities]
+            for volume in volumes:
+                check_same_space(case_id, volume, volumes[0])
+            image = cast(MetaTensor, torch.cat(tuple(volumes)))
+        else:
+            image = read(self._loader, case_id, files, channels=self.modalities)
+        for name, volume in zip(self.modalities, image):
+            file = files[name] if isinstance(files, Mapping) else files
+            if not torch.isfinite(volume).all():
+                raise InputError(f"Case {case_id}: {name} should be finite, {file} holds NaN or infinity.")
+            volume -= air(volume)
+            if not volume.any():
+                raise InputError(f"Case {case_id}: {name} should show something, {file} is zero everywhere.")
+        image.meta["case_id"] = case_id
+        return image
+
+
+def read(loader: LoadImage, case_id: str | None, file: str | Path, channels: Sequence[str]) -> MetaTensor:
+    """One file as (channels, H, W, D), float32."""
+    if not Path(file).is_file():
+        raise InputError(f"Case {case_id}: {file} is not there.")
+    try:
+        volume = loader(file)
+    except Exception as error:  # nibabel, gzip and ITK have an error of their own for each way of being damaged
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].rstrip(".")
+        raise InputError(f"Case {case_id}: {file} cannot be read as an image: {reason}.") from error
+    if volume.ndim != 4 or len(volume) != len(channels):
+        raise InputError(
+            f"Case {case_id}: {file} should be 3D with {len(channels)} channel(s) ({', '.join(channels)}), "
+            f"it has {len(volume)} channel(s) of shape {list(volume.shape[1:])}."
+        )
+    return volume
+
+
+def check_same_space(case_id: str | None, volume: MetaTensor, reference: MetaTensor) -> None:
+    file, reference_file = volume.meta["filename_or_obj"], reference.meta["filename_or_obj"]
+    if volume.shape[1:] != reference.shape[1:]:
+        raise InputError(
+            f"Case {case_id}: the files should have one shape, {file} has {list(volume.shape[1:])} "
+            f"and {reference_file} {list(reference.shape[1:])}."
+        )
+    difference = (volume.affine - reference.affine).abs().max().item()
+    if not difference <= AFFINE_TOLERANCE:
+        raise InputError(
+            f"Case {case_id}: the files should have one affine, {file} and {reference_file} differ by {difference:g}."
+        )
+
+
+def air(volume: torch.Tensor) -> float:
+    """The value of the air in a volume (H, W, D): what fills all eight corners, else 0."""
+    corners = volume[:: volume.shape[0] - 1 or 1, :: volume.shape[1] - 1 or 1, :: volume.shape[2] - 1 or 1]
+    value = float(corners.flatten()[0])
+    return value if bool((corners == value).all()) else 0.0
+
+
+def is_nonzero(image: torch.Tensor) -> torch.Tensor:
+    """Foreground of a skull-stripped image, for ``CropForegroundd``: unlike its default it keeps negative values."""
+    return image != 0
+
+
+class ValuesToClassesd(MapTransform):
+    """A label's values become the classes of the network, by a convention of ``scripts/labels.py``.
+
+    Raises:
+        InputError: when the label holds a value that the convention does not define.
+    """
+
+    def __init__(self, keys: KeysCollection, label_convention: str) -> None:
+        super().__init__(keys)
+        self.label_convention = label_convention
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            try:
+                d[key] = values_to_classes(d[key], self.label_convention)
+            except ValueError as error:
+                meta = d[key].meta
+                raise InputError(f"Case {meta.get('case_id')}: {meta.get('filename_or_obj')}: {error}") from error
+        return d
+
+
+class ClassesToValuesd(MapTransform):
+    """The classes of a prediction become the values of a convention of ``scripts/labels.py``, for a mask to save."""
+
+    def __init__(self, keys: KeysCollection, label_convention: str) -> None:
+        super().__init__(keys)
+        self.label_convention = label_convention
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = classes_to_values(d[key], self.label_convention)
+        return d
+
+
+def name_by_case(meta: Mapping[str, Any], _: Any) -> dict[str, Any]:
+    """``output_name_formatter`` of ``SaveImaged``: the file is named after the case, not after one of its files."""
+    return {"subject": meta["case_id"], "idx": None}
