@@ -1,0 +1,61 @@
+"""A progress bar with the time left, for people at a terminal."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from typing import Any
+
+import ignite.distributed as idist
+from ignite.engine import Engine, Events
+from tqdm.auto import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+__all__ = ["ProgressBar"]
+
+
+class ProgressBar:
+    """Handler: one bar over all iterations of a run, with the time left.
+
+    ignite's bar starts anew with each epoch, so it tells the time left of an epoch, not that of the run. The bar shows
+    on a terminal only, so that it never ends up in a log file, and log lines appear above it.
+
+    Args:
+        desc: what is going on, such as ``"training"``.
+    """
+
+    def __init__(self, desc: str) -> None:
+        self.desc = desc
+        self.open = ExitStack()
+        self.bar: tqdm | None = None
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self.started)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
+        engine.add_event_handler(Events.COMPLETED, self.completed)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self.exception_raised)
+
+    def started(self, engine: Engine) -> None:
+        state: Any = engine.state
+        self.bar = self.open.enter_context(
+            tqdm(
+                total=(state.max_epochs - state.epoch) * state.epoch_length,
+                desc=self.desc,
+                dynamic_ncols=True,
+                leave=False,
+                disable=True if idist.get_rank() else None,  # None: where standard error is not a terminal
+            )
+        )
+        if not self.bar.disable:
+            self.open.enter_context(logging_redirect_tqdm([logging.root]))
+
+    def iteration_completed(self, _: Engine) -> None:
+        if self.bar is not None:
+            self.bar.update()
+
+    def completed(self, _: Engine) -> None:
+        self.open.close()
+
+    def exception_raised(self, _: Engine, error: Exception) -> None:
+        self.open.close()
+        raise error
