@@ -74,11 +74,11 @@ def split_file_name(path: Path) -> tuple[str, str] | None:
 def group(paths: Sequence[Path]) -> list[Case]:
     """Cases from files, sorted by case ID: files of one folder with the same case ID belong together.
 
-    Files without a modality in their name count as cases of their own (4D) only where no file has one: beside
-    BraTS cases they are something else, an atlas or a brain mask.
+    Files without a modality in their name count as cases (4D) only where no file has one: beside BraTS cases they are
+    something else, an atlas or a brain mask.
     """
     named = [(path, *parts) for path in sorted(paths) if (parts := split_file_name(path))]
-    if any(modality != WHOLE for _, _, modality in named):
+    if any(modality not in (WHOLE, LABEL) for _, _, modality in named):
         named = [entry for entry in named if entry[2] != WHOLE]
     cases: dict[tuple[str, Path], Case] = {}
     for path, case_id, modality in named:

@@ -43,7 +43,7 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in zipfile, pickle or torch, each with errors of its own
-        raise InputError(f"The weights {path} cannot be read: {str(error).splitlines()[0].rstrip('.')}.") from error
+        raise InputError(f"The weights {path} cannot be read as a state_dict ({type(error).__name__}).") from error
     wanted = network.state_dict()
     if not isinstance(weights, dict):
         raise InputError(f"The weights {path} should be a state_dict, they are a {type(weights).__name__}.")
@@ -55,8 +55,8 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     for key, value in weights.items():
         if value.shape != wanted[key].shape:
             raise InputError(
-                f"The weights {path} are of another network: {key} has shape {list(value.shape)}, "
-                f"the network wants {list(wanted[key].shape)}."
+                f"The weights {path} are of another network: {key} has shape {list(value.shape)}, the network wants "
+                f"{list(wanted[key].shape)}; modalities and roi_size should be those of their training."
             )
     network.load_state_dict(weights)
 

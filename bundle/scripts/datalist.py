@@ -190,6 +190,7 @@ def _absolute(entry: dict[str, Any], root: Path, modalities: Sequence[str], labe
 def inference_cases(
     dataset_dir: str | Path,
     modalities: Sequence[str],
+    output_dir: str | Path,
     data_list_file_path: str | Path | None = None,
     split: str = "inference",
 ) -> list[dict[str, Any]]:
@@ -197,13 +198,29 @@ def inference_cases(
 
     Without a list each case is given by one of its files, and the loader finds the siblings, so that a case that
     lacks one is reported by itself and does not keep the others from being segmented.
+
+    Raises:
+        InputError: as :func:`load_datalist` and :func:`find_cases`; when the folder holds labels only; when
+            ``output_dir`` holds scans: masks are named as labels are, and would replace them.
     """
     if data_list_file_path is not None:
         entries = load_datalist(dataset_dir, split, modalities, data_list_file_path)
-        return [{"case_id": entry["case_id"], "image": entry["image"]} for entry in entries]
-    cases = find_cases(dataset_dir)
-    first_file = {case.case_id: paths[0] for case in cases for name, paths in case.files.items() if name != LABEL}
-    return [{"case_id": case_id, "image": str(path)} for case_id, path in first_file.items()]
+        entries = [{"case_id": entry["case_id"], "image": entry["image"]} for entry in entries]
+    else:
+        first_file = {
+            case.case_id: paths[0]
+            for case in find_cases(dataset_dir)
+            for name, paths in case.files.items()
+            if name != LABEL
+        }
+        entries = [{"case_id": case_id, "image": str(path)} for case_id, path in first_file.items()]
+    if not entries:
+        raise InputError(f"dataset_dir should hold scans, {dataset_dir} holds labels only.")
+    for entry in entries:
+        files = entry["image"].values() if isinstance(entry["image"], dict) else [entry["image"]]
+        if any(Path(file).resolve().parent == Path(output_dir).resolve() for file in files):
+            raise InputError(f"output_dir should not be a folder of scans, {output_dir} holds case {entry['case_id']}.")
+    return entries
 
 
 def write_new(path: Path, text: str) -> None:

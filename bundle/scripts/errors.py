@@ -24,10 +24,18 @@ def one_sentence(error: BaseException) -> str | None:
         in_worker = re.search(rf"^\S*\b{InputError.__name__}: (.+)$", str(cause), re.MULTILINE)
         if in_worker:
             return in_worker.group(1)
-        if isinstance(cause, InputError):
+        if isinstance(cause, InputError) or (isinstance(cause, ValueError) and _raised_here(cause)):
             return str(cause)
         cause = cause.__cause__ or cause.__context__
     return None
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether an error comes from this package, such as the network's about its arguments."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback is not None and traceback.tb_frame.f_globals["__name__"].startswith(f"{__package__}.")
 
 
 def show_one_sentence() -> None:

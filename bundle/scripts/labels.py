@@ -7,7 +7,9 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-__all__ = ["LABEL_CONVENTIONS", "classes_to_values", "values_to_classes"]
+from .errors import InputError
+
+__all__ = ["LABEL_CONVENTIONS", "classes_to_values", "convention_table", "values_to_classes"]
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
@@ -19,9 +21,14 @@ LABEL_CONVENTIONS: dict[str, dict[int, int]] = {
 }
 
 
-def _table(convention: str) -> dict[int, int]:
+def convention_table(convention: str) -> dict[int, int]:
+    """The class of each value of a convention.
+
+    Raises:
+        InputError: when the convention is unknown.
+    """
     if convention not in LABEL_CONVENTIONS:
-        raise ValueError(f"label_convention should be one of {', '.join(LABEL_CONVENTIONS)}, got {convention}.")
+        raise InputError(f"label_convention should be one of {', '.join(LABEL_CONVENTIONS)}, got {convention}.")
     return LABEL_CONVENTIONS[convention]
 
 
@@ -40,9 +47,9 @@ def values_to_classes(values: Array, convention: str) -> Array:
     """Classes 0..3 from a label as it stands in a file; same type and shape.
 
     Raises:
-        ValueError: when the convention is unknown, or the label holds a value that it does not define.
+        ValueError: when the label holds a value that the convention does not define.
     """
-    table: dict[int, int] = _table(convention)
+    table: dict[int, int] = convention_table(convention)
     classes, known = _replace(values, table)
     if not known.all():
         raise ValueError(
@@ -54,4 +61,4 @@ def values_to_classes(values: Array, convention: str) -> Array:
 
 def classes_to_values(classes: Array, convention: str) -> Array:
     """The inverse of :func:`values_to_classes`, for masks that are written."""
-    return _replace(classes, {label: value for value, label in _table(convention).items()})[0]
+    return _replace(classes, {label: value for value, label in convention_table(convention).items()})[0]

@@ -13,7 +13,7 @@ from monai.transforms import LoadImage, LoadImaged, MapTransform
 
 from .cases import case_of
 from .errors import InputError
-from .labels import classes_to_values, values_to_classes
+from .labels import classes_to_values, convention_table, values_to_classes
 
 __all__ = ["ClassesToValuesd", "LoadImageCased", "ValuesToClassesd", "is_nonzero", "name_by_case"]
 
@@ -128,6 +128,7 @@ class ValuesToClassesd(MapTransform):
 
     def __init__(self, keys: KeysCollection, label_convention: str) -> None:
         super().__init__(keys)
+        convention_table(label_convention)  # refuses an unknown one before the first case
         self.label_convention = label_convention
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -146,6 +147,7 @@ class ClassesToValuesd(MapTransform):
 
     def __init__(self, keys: KeysCollection, label_convention: str) -> None:
         super().__init__(keys)
+        convention_table(label_convention)  # refuses an unknown one before the first case
         self.label_convention = label_convention
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
