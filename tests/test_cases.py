@@ -1,0 +1,155 @@
+"""Which files make a case: by name alone, whatever else lies in the folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from scripts.cases import case_of, find_cases
+from scripts.errors import InputError
+
+MODALITIES = ("t1", "t1ce", "t2", "flair")
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def found(root: Path) -> dict[str, dict[str, list[str]]]:
+    """The files of each case by modality, relative to the root."""
+    return {
+        case.case_id: {name: [str(path.relative_to(root)) for path in paths] for name, paths in case.files.items()}
+        for case in find_cases(root)
+    }
+
+
+@pytest.mark.parametrize(
+    ("names", "case_id"),
+    [
+        ("HGG/Brats18_X_1_1/Brats18_X_1_1_{t1,t1ce,t2,flair,seg}.nii.gz", "Brats18_X_1_1"),
+        ("LGG/BraTS19_X_1_1/BraTS19_X_1_1_{t1,t1ce,t2,flair,seg}.nii", "BraTS19_X_1_1"),
+        ("BraTS20_Training_001/BraTS20_Training_001_{t1,t1ce,t2,flair,seg}.nii.gz", "BraTS20_Training_001"),
+        ("BraTS2021_00000_{t1,t1ce,t2,flair,seg}.nii.gz", "BraTS2021_00000"),
+        ("BraTS-GLI-00000-000/BraTS-GLI-00000-000-{t1n,t1c,t2w,t2f,seg}.nii.gz", "BraTS-GLI-00000-000"),
+        ("a_t1_first/a_t1_first_{t1,t1ce,t2,flair,seg}.nii.gz", "a_t1_first"),
+        ("case_7_{T1,T1CE,T2,FLAIR,Seg}.NII.GZ", "case_7"),
+    ],
+    ids=["2018", "2019", "2020", "2021 flat", "2023", "t1 inside the ID", "capitals"],
+)
+def test_names(tmp_path, names, case_id):
+    before, rest = names.split("{")
+    suffixes, after = rest.split("}")
+    paths = [f"{before}{suffix}{after}" for suffix in suffixes.split(",")]
+    touch(tmp_path, *paths)
+    assert found(tmp_path) == {case_id: {name: [path] for name, path in zip((*MODALITIES, "seg"), paths)}}
+    for path in paths:
+        case = case_of(tmp_path / path)
+        assert case.case_id == case_id
+        assert case.image(["flair", "t1"]) == {"flair": tmp_path / paths[3], "t1": tmp_path / paths[0]}
+
+
+def test_cases_of_one_folder_and_mixed_extensions(tmp_path):
+    touch(tmp_path, "b_t2.nii", "a_t1.nii.gz", "b_t1.nii.gz", "a_t2.nii", "sub/c_t1.nii")
+    assert found(tmp_path) == {
+        "a": {"t1": ["a_t1.nii.gz"], "t2": ["a_t2.nii"]},
+        "b": {"t1": ["b_t1.nii.gz"], "t2": ["b_t2.nii"]},
+        "c": {"t1": ["sub/c_t1.nii"]},
+    }
+
+
+def test_one_id_that_begins_another(tmp_path):
+    touch(tmp_path, "case_t1.nii", "case_1_t1.nii", "case_t1_t1.nii")
+    assert {case_of(tmp_path / "case_t1.nii").file("t1").name} == {"case_t1.nii"}
+    assert sorted(found(tmp_path)) == ["case", "case_1", "case_t1"]
+
+
+def test_what_is_no_case_is_left_alone(tmp_path):
+    others = (
+        "atlas.nii.gz",
+        "a_brainmask.nii.gz",
+        "survival_data.csv",
+        "a_t1.json",
+        "._a_t1.nii.gz",
+        ".cache/b_t1.nii",
+    )
+    touch(tmp_path, "a_t1.nii.gz", *others)
+    assert found(tmp_path) == {"a": {"t1": ["a_t1.nii.gz"]}}
+
+
+def test_a_hidden_folder_above_the_dataset_does_not_matter(tmp_path):
+    touch(tmp_path / ".data", "a_t1.nii.gz")
+    assert sorted(found(tmp_path / ".data")) == ["a"]
+
+
+def test_files_of_all_modalities(tmp_path):
+    touch(tmp_path, "BRATS_001.nii.gz", "sub/BRATS_002.nii")
+    assert found(tmp_path) == {
+        "BRATS_001": {"image": ["BRATS_001.nii.gz"]},
+        "BRATS_002": {"image": ["sub/BRATS_002.nii"]},
+    }
+    assert case_of(tmp_path / "BRATS_001.nii.gz").image(MODALITIES) == tmp_path / "BRATS_001.nii.gz"
+
+
+def test_order_is_that_of_the_ids(tmp_path, monkeypatch):
+    touch(tmp_path, "z/a_t1.nii", "y/b_t1.nii", "x/c_t1.nii", "x/c_t1.nii.gz")
+    forwards = found(tmp_path)
+    real = Path.rglob
+    monkeypatch.setattr(Path, "rglob", lambda self, pattern: reversed(list(real(self, pattern))))
+    assert list(found(tmp_path).items()) == list(forwards.items())
+    assert list(forwards) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("files", "modality", "parts"),
+    [
+        (["a_t1.nii.gz"], "flair", ["Case a: flair is missing", "a_flair.nii.gz", "{root}"]),
+        (["a_t1.nii", "a_t1.nii.gz"], "t1", ["Case a: t1 is doubled", "{root}/a_t1.nii", "{root}/a_t1.nii.gz"]),
+        (["a-t1n.nii.gz", "a_t1.nii.gz"], "t1", ["Case a: t1 is doubled", "{root}/a-t1n.nii.gz", "{root}/a_t1.nii.gz"]),
+    ],
+    ids=["missing", "two extensions", "two names"],
+)
+def test_a_file_missing_or_doubled(tmp_path, files, modality, parts):
+    touch(tmp_path, *files)
+    for case in (find_cases(tmp_path)[0], case_of(tmp_path / files[0])):
+        with pytest.raises(InputError) as raised:
+            case.image([modality])
+        for part in parts:
+            assert part.format(root=tmp_path) in str(raised.value)
+
+
+def test_an_id_in_two_folders(tmp_path):
+    touch(tmp_path, "HGG/a/a_t1.nii.gz", "LGG/a/a_t1.nii.gz")
+    with pytest.raises(InputError) as raised:
+        find_cases(tmp_path)
+    assert str(raised.value) == (f"Case a is doubled, one folder is allowed: {tmp_path}/HGG/a and {tmp_path}/LGG/a.")
+
+
+@pytest.mark.parametrize(
+    ("dataset_dir", "rule"),
+    [
+        ("none", "dataset_dir should be a folder of cases"),
+        ("notes.txt", "dataset_dir should be a folder of cases"),
+        ("empty", "dataset_dir should hold NIfTI files such as <case>_flair.nii.gz"),
+    ],
+)
+def test_no_folder_of_cases(tmp_path, dataset_dir, rule):
+    touch(tmp_path, "notes.txt", "empty/readme.md")
+    with pytest.raises(InputError, match=rule) as raised:
+        find_cases(tmp_path / dataset_dir)
+    assert str(tmp_path / dataset_dir) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("folder", "number", "modalities"),
+    [("brats", 2, MODALITIES), ("brats2013", 4, ("flair", "t1ce"))],
+    ids=["four modalities", "two"],
+)
+def test_real_folders(real_data, folder, number, modalities):
+    cases = find_cases(real_data / folder)
+    assert len(cases) == number
+    for case in cases:
+        assert case.file("seg").name.startswith(case.case_id)
+        assert list(case.image(modalities)) == list(modalities)

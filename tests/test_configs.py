@@ -1,0 +1,110 @@
+"""The configs as code: they parse, agree with each other, and metadata.json is true."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow
+
+from scripts.cases import MODALITIES
+from scripts.labels import LABEL_CONVENTIONS
+
+CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
+
+
+def load(name: str) -> dict:
+    return json.loads((CONFIGS / name).read_text())
+
+
+def without(config: dict | list, *dropped: str) -> dict | list:
+    """A config without some keys, at any depth."""
+    if isinstance(config, dict):
+        return {key: without(value, *dropped) for key, value in config.items() if key not in dropped}
+    return [without(item, *dropped) for item in config] if isinstance(config, list) else config
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.json")), ids=lambda path: path.name)
+def test_config_is_data(path):
+    text = path.read_text()
+    assert not re.search(r"\blambda\b[^\"]*:", text)
+    config = json.loads(text)
+    # Except for metadata.json, whose schema forbids it, each says first what it is for and how to run it.
+    assert path.name == "metadata.json" or next(iter(config)) == "_desc_"
+
+
+@pytest.mark.parametrize(
+    ("workflow_type", "names"),
+    [
+        ("train", ["train.json"]),
+        ("train", ["train.json", "demo.json"]),
+        ("train", ["train.json", "evaluate.json"]),
+        ("infer", ["inference.json"]),
+        ("infer", ["inference.json", "demo.json"]),
+    ],
+    ids=["train", "train demo", "evaluate", "inference", "inference demo"],
+)
+def test_monai_finds_every_property(workflow_type, names, tiny_cases):
+    workflow = ConfigWorkflow(
+        workflow_type=workflow_type,
+        config_file=[str(CONFIGS / name) for name in names],
+        meta_file=str(CONFIGS / "metadata.json"),
+        logging_file=False,
+        dataset_dir=str(tiny_cases),
+        data_list_file_path=None,
+        split="training",
+        cache_rate=0.0,
+        num_workers=0,
+        output_dir=str(tiny_cases.parent / "eval"),
+    )
+    workflow.initialize()
+    assert not workflow.check_properties()
+
+
+def test_what_stands_twice_is_the_same():
+    train, inference = load("train.json"), load("inference.json")
+    for key in ("modalities", "roi_size", "device", "amp", "network_def", "network"):
+        assert train[key] == inference[key], key
+    # Validation scores what inference saves. It reads a label too, and inference alone shows a bar over the windows.
+    labelled = [
+        transform
+        for transform in train["validate"]["preprocessing"]["transforms"]
+        if transform["_target_"] != "scripts.transforms.ValuesToClassesd"
+    ]
+    ignored = ("_desc_", "keys", "dtype")
+    assert without(labelled, *ignored) == without(inference["preprocessing"]["transforms"], *ignored)
+    windows = without(inference["inferer"], "progress") | {"overlap": inference["overlap"]}
+    assert train["validate"]["inferer"] == windows
+
+
+def test_metadata_names_channels_and_classes_as_the_code_does():
+    formats = load("metadata.json")["network_data_format"]
+    channels = formats["inputs"]["image"]["channel_def"]
+    assert [channels[str(i)].lower() for i in range(4)] == list(MODALITIES) == load("train.json")["modalities"]
+    # The keys are the values in our masks: MONAI Label shows the name of the key that it finds in a voxel.
+    classes = formats["outputs"]["pred"]["channel_def"]
+    convention = load("inference.json")["label_convention"]
+    assert {int(value) for value in classes} - {0} == set(LABEL_CONVENTIONS[convention])
+    assert all(value == label for value, label in LABEL_CONVENTIONS[convention].items())
+
+
+def test_metadata_describes_the_network():
+    formats = load("metadata.json")["network_data_format"]
+    parser = ConfigParser(load("inference.json"))
+    network = parser.get_parsed_content("network_def").eval()
+    with torch.no_grad():
+        logits = network(torch.zeros(1, formats["inputs"]["image"]["num_channels"], 16, 16, 16))
+    assert logits.shape[1] == formats["outputs"]["pred"]["num_channels"]
+    assert logits.dtype == torch.float32
+
+
+def test_the_defaults_are_the_papers():
+    train = load("train.json")
+    wanted = {"roi_size": [128, 128, 128], "batch_size": 4, "max_epochs": 1000, "learning_rate": 4e-4}
+    assert {key: train[key] for key in wanted} == wanted
+    assert train["distillation_weight"] == 0.3
+    assert (train["optimizer"]["betas"], train["optimizer"]["eps"]) == ([0.9, 0.999], 1e-5)
+    assert train["lr_scheduler"]["power"] == 0.9

@@ -1,0 +1,304 @@
+"""Datalists: split by patient, the same again, written once; and what is wrong with a list is said in a sentence."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts.datalist import inference_cases, load_datalist, main, make_datalist, patient_of
+from scripts.errors import InputError
+
+BUNDLE = Path(__file__).parents[1] / "bundle"
+MODALITIES = ["t1", "t1ce", "t2", "flair"]
+SPLITS = ("training", "validation", "testing")
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Twenty patients, the first ten of them examined twice; empty files, as a split reads names alone."""
+    root = tmp_path / "data"
+    for patient in range(20):
+        for examination in (1, 2) if patient < 10 else (1,):
+            case = root / "HGG" / f"BraTS19_X_{patient}_{examination}"
+            case.mkdir(parents=True)
+            for suffix in (*MODALITIES, "seg"):
+                (case / f"{case.name}_{suffix}.nii.gz").touch()
+    return root
+
+
+def ids(entries: list[dict]) -> list[str]:
+    return [entry["case_id"] for entry in entries]
+
+
+def patients(entries: list[dict]) -> set[str]:
+    """Of this folder: the ID without its last part."""
+    return {entry["case_id"].rsplit("_", 1)[0] for entry in entries}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "is_same"),
+    [
+        ("BraTS19_X_1_1", "BraTS19_X_1_2", True),
+        ("Brats18_CBICA_AAB_1", "Brats18_CBICA_AAB_2", True),
+        ("Brats18_CBICA_AAB_1", "Brats18_CBICA_ABB_1", False),
+        ("Brats17_TCIA_101_1", "Brats17_TCIA_102_1", False),
+        ("brats_2013_pat0003_1", "brats_2013_pat0003_2", True),
+        ("brats_2013_pat0003_1", "brats_2013_pat0004_1", False),
+        ("BraTS20_Training_001", "BraTS20_Training_002", False),
+        ("BraTS2021_00000", "BraTS2021_00001", False),
+        ("BraTS-GLI-00000-000", "BraTS-GLI-00000-001", True),
+        ("BraTS-GLI-00000-000", "BraTS-GLI-00001-000", False),
+        ("phantom_001", "phantom_002", False),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_examinations_of_one_patient(first, second, is_same):
+    assert (patient_of(first) == patient_of(second)) is is_same
+
+
+def test_split_by_patient(folder):
+    datalist = make_datalist(folder, seed=7, validation_fraction=0.2, testing_fraction=0.1)
+    assert [len(patients(datalist[split])) for split in SPLITS] == [14, 4, 2]
+    assert sum(len(datalist[split]) for split in SPLITS) == 30
+    assert len(set().union(*(patients(datalist[split]) for split in SPLITS))) == 20  # none in two of them
+    assert (datalist["seed"], datalist["modalities"], datalist["inference"]) == (7, MODALITIES, [])
+    first = datalist["training"][0]
+    path = f"HGG/{first['case_id']}/{first['case_id']}"
+    assert first["image"] == {name: f"{path}_{name}.nii.gz" for name in MODALITIES}
+    assert first["label"] == f"{path}_seg.nii.gz"
+
+
+def test_the_same_again_and_otherwise_with_another_seed(folder, monkeypatch):
+    datalist = make_datalist(folder)
+    real = Path.rglob
+    monkeypatch.setattr(Path, "rglob", lambda self, pattern: reversed(list(real(self, pattern))))
+    assert json.dumps(make_datalist(folder)) == json.dumps(datalist)
+    assert {tuple(ids(make_datalist(folder, seed=seed)["testing"])) for seed in range(5)} != {
+        tuple(ids(datalist["testing"]))
+    }
+
+
+def test_a_split_does_not_depend_on_where_the_folder_lies(folder):
+    elsewhere = folder.rename(folder.with_name("moved")) / ".." / "moved"
+    assert make_datalist(elsewhere)["training"] == make_datalist(folder.with_name("moved"))["training"]
+
+
+@pytest.mark.parametrize(
+    ("number", "sizes"), [(1, [1, 0, 0]), (2, [1, 1, 0]), (3, [1, 1, 1]), (10, [8, 1, 1])], ids=str
+)
+def test_few_patients(tmp_path, number, sizes):
+    for i in range(number):
+        for suffix in (*MODALITIES, "seg"):
+            (tmp_path / f"case{i}_{suffix}.nii").touch()
+    assert [len(make_datalist(tmp_path)[split]) for split in SPLITS] == sizes
+
+
+def test_folds_share_out_the_patients(folder):
+    datalist = make_datalist(folder, folds=3, testing_fraction=0.1)
+    assert "validation" not in datalist
+    of_fold = [[entry for entry in datalist["training"] if entry["fold"] == fold] for fold in range(3)]
+    assert sorted(len(patients(entries)) for entries in of_fold) == [6, 6, 6]  # 20 less 2 for testing
+    assert len(set().union(*map(patients, [*of_fold, datalist["testing"]]))) == 20
+    output = folder.parent / "list.json"
+    output.write_text(json.dumps(datalist))
+    for file in MODALITIES:
+        assert file in datalist["training"][0]["image"]
+    for fold in range(3):
+        training, validation = (load_datalist(folder, split, MODALITIES, output, fold) for split in SPLITS[:2])
+        assert ids(validation) == ids(of_fold[fold])
+        assert sorted(ids(training) + ids(validation)) == sorted(ids(datalist["training"]))
+
+
+@pytest.mark.parametrize("folds", [1, 19], ids=str)
+def test_too_many_or_too_few_folds(folder, folds):
+    with pytest.raises(InputError, match=f"folds should be from 2 to .* 18, got {folds}"):
+        make_datalist(folder, folds=folds)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, 7])
+def test_bad_fractions(folder, fraction):
+    with pytest.raises(InputError, match=rf"in \[0, 1\), got {fraction}"):
+        make_datalist(folder, testing_fraction=fraction)
+
+
+def test_unlabelled_cases_are_for_inference(tiny_cases):
+    datalist = make_datalist(tiny_cases)
+    assert ids(datalist["inference"]) == ["new"]
+    assert "label" not in datalist["inference"][0]
+    assert sorted(entry["case_id"] for split in SPLITS for entry in datalist[split]) == [f"case_{i}" for i in range(4)]
+
+
+def test_a_subset_of_modalities(tiny_cases):
+    (tiny_cases / "case_0" / "case_0_t2.nii.gz").unlink()
+    datalist = make_datalist(tiny_cases, ["flair", "t1ce"])
+    assert datalist["modalities"] == ["flair", "t1ce"]
+    assert list(datalist["training"][0]["image"]) == ["flair", "t1ce"]
+
+
+class TestCommand:
+    def test_written_once(self, tiny_cases, tmp_path, capsys):
+        output = tmp_path / "datalist.json"
+        arguments = ["--dataset_dir", str(tiny_cases), "--output", str(output), "--seed", "3"]
+        assert not main(arguments)
+        assert capsys.readouterr().out == f"{output}: 2 training, 1 validation, 1 testing, 1 inference\n"
+        written = output.read_text()
+        assert json.loads(written) == json.loads(json.dumps(make_datalist(tiny_cases, seed=3)))
+        assert (
+            main([*arguments[:-1], "4"])
+            == f"Error: output should be a new file, {output} exists: a split is made once."
+        )
+        assert output.read_text() == written
+        assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["datalist.json"]
+
+    def test_every_faulty_case_is_named_and_nothing_written(self, tiny_cases, tmp_path):
+        gone = tiny_cases / "case_1" / "case_1_t1ce.nii.gz"
+        gone.unlink()
+        for suffix, case in (("flair", "case_2"), ("seg", "case_3")):
+            (tiny_cases / case / f"{case}_{suffix}.nii").touch()
+        error = main(["--dataset_dir", str(tiny_cases), "--output", str(tmp_path / "list.json")])
+        assert f"Case case_1: t1ce is missing, there is no {gone.name} in {gone.parent}." in error
+        assert "Case case_2: flair is doubled" in error
+        assert f"{tiny_cases}/case_2/case_2_flair.nii and {tiny_cases}/case_2/case_2_flair.nii.gz" in error
+        assert "Case case_3: seg is doubled" in error
+        assert "case_0" not in error
+        assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+    def test_exit_codes(self, tiny_cases, tmp_path):
+        command = [sys.executable, "-m", "scripts.datalist", "--dataset_dir", str(tiny_cases)]
+        command += ["--output", str(tmp_path / "list.json"), "--modalities", "flair", "t1ce", "--testing_fraction", "0"]
+        for code in (0, 1):  # the second time the file exists
+            done = subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True, timeout=60)
+            assert done.returncode == code
+            assert done.stderr.count("\n") == code  # one sentence, no traceback
+        assert json.loads((tmp_path / "list.json").read_text())["testing"] == []
+
+    def test_output_in_no_folder(self, tiny_cases, tmp_path):
+        error = main(["--dataset_dir", str(tiny_cases), "--output", str(tmp_path / "no" / "list.json")])
+        assert error == f"Error: output should lie in a folder that exists, {tmp_path}/no does not."
+
+
+class TestLoading:
+    @pytest.fixture
+    def listed(self, tiny_cases, tmp_path):
+        """Loads the training split of a list of one case after a change to its entry."""
+
+        def load(change=lambda entry: None, modalities=("t1", "flair"), split="training", **more):
+            image = {name: f"case_0/case_0_{name}.nii.gz" for name in ("t1", "flair")}
+            entry = {"case_id": "case_0", "image": image, "label": "case_0/case_0_seg.nii.gz"}
+            change(entry)
+            path = tmp_path / "list.json"
+            path.write_text(json.dumps({"training": [entry]}))
+            return load_datalist(tiny_cases, split, modalities, path, **more)
+
+        return load
+
+    def test_absolute_paths_in_the_order_asked_for(self, listed, tiny_cases):
+        case = tiny_cases / "case_0"
+        [entry] = listed(modalities=("flair", "t1"))
+        assert list(entry["image"].items()) == [
+            ("flair", str(case / "case_0_flair.nii.gz")),
+            ("t1", str(case / "case_0_t1.nii.gz")),
+        ]
+        assert (entry["case_id"], entry["label"]) == ("case_0", str(case / "case_0_seg.nii.gz"))
+
+    def test_without_a_list_the_folder_is_split(self, tiny_cases):
+        loaded = [load_datalist(tiny_cases, split, MODALITIES) for split in (*SPLITS, "inference")]
+        assert [len(entries) for entries in loaded] == [2, 1, 1, 1]
+        assert ids(loaded[0]) == ids(make_datalist(tiny_cases)["training"])
+
+    @pytest.mark.parametrize(
+        ("change", "parts"),
+        [
+            (lambda e: e["image"].pop("flair"), ["Case case_0: flair is missing in the datalist"]),
+            (lambda e: e.pop("label"), ["Case case_0: label is missing in the datalist"]),
+            (lambda e: e.pop("image"), ["Case case_0: image is missing in the datalist"]),
+            (lambda e: e["image"].update(t1="case_0/gone.nii"), ["case_0: t1", "is not there", "case_0/gone.nii"]),
+            (lambda e: e.update(label="case_0"), ["case_0: label", "is not there"]),
+            (lambda e: e.update(label="../secret.nii"), ["case_0: label should lie in dataset_dir", "../secret.nii"]),
+            (lambda e: e["image"].update(t1="/etc/hostname"), ["t1 should lie in dataset_dir", "/etc/hostname"]),
+        ],
+        ids=["no modality", "no label", "no image", "gone", "a folder", "out of dataset_dir", "absolute"],
+    )
+    def test_a_bad_entry(self, listed, tmp_path, change, parts):
+        (tmp_path / "secret.nii").touch()
+        with pytest.raises(InputError) as raised:
+            listed(change)
+        for part in parts:
+            assert part in str(raised.value)
+
+    @pytest.mark.parametrize("split", ["validation", "testing", "nonsense"])
+    def test_an_empty_split(self, listed, tmp_path, split):
+        with pytest.raises(InputError, match=f"at least one case for {split}, {tmp_path}/list.json has none"):
+            listed(split=split)
+
+    @pytest.mark.parametrize("fold", [None, -1, 2], ids=str)
+    def test_no_such_fold(self, tiny_cases, tmp_path, fold):
+        path = tmp_path / "list.json"
+        path.write_text(json.dumps(make_datalist(tiny_cases, folds=2)))
+        with pytest.raises(InputError, match=f"fold should be from 0 to 1, as {path} has folds, got {fold}"):
+            load_datalist(tiny_cases, "training", MODALITIES, path, fold)
+
+    @pytest.mark.parametrize(
+        ("text", "rule"),
+        [(None, "should be a datalist, .* is not there"), ("{'training'", "should be JSON, .* is not")],
+    )
+    def test_no_list(self, tiny_cases, tmp_path, text, rule):
+        path = tmp_path / "list.json"
+        if text:
+            path.write_text(text)
+        with pytest.raises(InputError, match=rule) as raised:
+            load_datalist(tiny_cases, "training", MODALITIES, path)
+        assert str(path) in str(raised.value)
+
+    def test_no_dataset_dir(self, tmp_path):
+        with pytest.raises(InputError, match=f"dataset_dir should be a folder of cases, {tmp_path}/no is not there"):
+            load_datalist(tmp_path / "no", "training", MODALITIES)
+
+
+class TestInference:
+    def test_every_case_of_a_folder_by_one_of_its_files(self, tiny_cases):
+        cases = inference_cases(tiny_cases, MODALITIES, "eval")
+        assert ids(cases) == ["case_0", "case_1", "case_2", "case_3", "new"]
+        for case in cases:
+            assert set(case) == {"case_id", "image"}
+            assert Path(case["image"]).parent == tiny_cases / case["case_id"]
+            assert "seg" not in case["image"]
+
+    def test_a_label_is_no_image(self, tmp_path):
+        for name in ("a_flair.nii", "a_seg.nii", "b_seg.nii"):
+            (tmp_path / name).touch()
+        assert inference_cases(tmp_path, ["flair"], "eval") == [
+            {"case_id": "a", "image": str(tmp_path / "a_flair.nii")}
+        ]
+
+    def test_an_incomplete_case_does_not_hide_the_others(self, tiny_cases):
+        (tiny_cases / "case_1" / "case_1_flair.nii.gz").unlink()
+        assert len(inference_cases(tiny_cases, MODALITIES, "eval")) == 5
+
+    def test_a_split_of_a_list_without_its_labels(self, tiny_cases, tmp_path):
+        path = tmp_path / "list.json"
+        path.write_text(json.dumps(make_datalist(tiny_cases)))
+        assert ids(inference_cases(tiny_cases, MODALITIES, "eval", path)) == ["new"]
+        testing = inference_cases(tiny_cases, MODALITIES, "eval", path, split="testing")
+        assert ids(testing) == ids(make_datalist(tiny_cases)["testing"])
+        assert "label" not in testing[0]
+
+    def test_masks_are_not_written_over_labels(self, tiny_cases):
+        folder = tiny_cases / "case_2"
+        with pytest.raises(InputError, match=r"output_dir should not be a folder of scans, .* holds case case_2"):
+            inference_cases(tiny_cases, MODALITIES, folder)
+
+    def test_labels_alone_are_nothing_to_segment(self, tmp_path):
+        (tmp_path / "a_seg.nii").touch()
+        with pytest.raises(InputError, match="holds labels only"):
+            inference_cases(tmp_path, MODALITIES, "eval")
+
+
+def test_real_patients_with_two_modalities(real_data):
+    datalist = make_datalist(real_data / "brats2013", ["flair", "t1ce"], validation_fraction=0)
+    assert [len(datalist[split]) for split in SPLITS] == [3, 0, 1]
+    assert load_datalist(real_data / "brats2013", "testing", ["flair", "t1ce"])

@@ -1,0 +1,80 @@
+"""Bad input ends with its sentence, however deep it lies; other errors keep their traceback."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from monai.data import DataLoader, Dataset
+from monai.transforms import Compose, Lambda
+
+from scripts.errors import InputError, one_sentence
+
+BUNDLE = Path(__file__).parents[1] / "bundle"
+SENTENCE = "Case a: t1 is missing: there is none."
+
+
+def fail(_):
+    raise InputError(SENTENCE)
+
+
+def caught(function, *arguments) -> BaseException:
+    try:
+        function(*arguments)
+    except Exception as error:
+        return error.with_traceback(None)  # lets go of the data loader, whose worker ends then
+    raise AssertionError("no error was raised")
+
+
+def wrap():
+    try:
+        try:
+            fail(None)
+        except InputError as error:
+            raise RuntimeError("applying transform") from error
+    except RuntimeError as error:
+        raise KeyError("config") from error
+
+
+def raise_from_other():
+    raise InputError(SENTENCE) from OSError("No such file or directory")
+
+
+def other():
+    raise ValueError("a bug") from KeyError("InputError")
+
+
+@pytest.mark.parametrize(
+    ("raiser", "expected"),
+    [
+        (lambda: fail(None), SENTENCE),
+        (wrap, SENTENCE),
+        (raise_from_other, SENTENCE),
+        (lambda: Compose([Lambda(fail)])(0), SENTENCE),
+        (lambda: next(iter(DataLoader(Dataset([0], Lambda(fail)), num_workers=0))), SENTENCE),
+        (lambda: next(iter(DataLoader(Dataset([0], Lambda(fail)), num_workers=1))), SENTENCE),
+        (other, None),
+    ],
+    ids=["itself", "chain", "from another", "MONAI transform", "data loader", "worker process", "a bug"],
+)
+def test_one_sentence(raiser, expected):
+    assert one_sentence(caught(raiser)) == expected
+
+
+@pytest.mark.parametrize(
+    ("statement", "last_line", "has_traceback"),
+    [
+        ("raise InputError('Case a: bad.')", "Error: Case a: bad.", False),
+        ("raise RuntimeError('wrapped') from InputError('Case a: bad.')", "Error: Case a: bad.", False),
+        ("raise RuntimeError('a bug')", "RuntimeError: a bug", True),
+    ],
+    ids=["bad input", "wrapped", "a bug"],
+)
+def test_what_a_user_sees(statement, last_line, has_traceback):
+    script = f"from scripts.errors import InputError, show_one_sentence\nshow_one_sentence()\n{statement}"
+    done = subprocess.run([sys.executable, "-c", script], cwd=BUNDLE, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == last_line
+    assert ("Traceback" in done.stderr) is has_traceback

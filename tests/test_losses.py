@@ -1,0 +1,106 @@
+"""Losses on tensors of a few voxels, with the arithmetic beside the number."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from scripts.losses import MISSULoss, SelfDistillationLoss, attention_map
+from scripts.networks.self_distillation import SelfDistillationOutput
+
+
+def feature(*channels: list[float], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """One case; a list of voxels for each channel: (1, C, voxels, 1, 1)."""
+    return torch.tensor(channels, dtype=dtype)[None, :, :, None, None]
+
+
+def test_attention_map_sums_absolute_values_over_channels():
+    # |-1| + |2| = 3 and |2| + |-2| = 4
+    assert attention_map(feature([-1, 2], [2, -2])).flatten().tolist() == [3, 4]
+    assert attention_map(torch.ones(2, 5, 3, 4, 6)).shape == (2, 3, 4, 6)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "expected"),
+    [
+        # (3, 4) / 5 = (0.6, 0.8) and (4, 3) / 5 = (0.8, 0.6): sqrt(0.2^2 + 0.2^2)
+        (feature([3, 4]), feature([4, 3]), math.sqrt(0.08)),
+        # the maps are (3, 4) and (0, 2): (0.6, 0.8) - (0, 1), sqrt(0.36 + 0.04)
+        (feature([-1, 2], [2, -2]), feature([0, -2], [0, 0]), math.sqrt(0.4)),
+        # other channels, signs and scale, the same map
+        (feature([3, 4]), feature([10, -30], [-20, 10]), 0.0),
+        # nothing in common: (1, 0) - (0, 1), the most that a stage can cost
+        (feature([7, 0]), feature([0, 0.1]), math.sqrt(2)),
+        # a silent student: (0, 0) - (0.6, 0.8)
+        (feature([0, 0]), feature([3, 4]), 1.0),
+        # 3 * 60,000 leaves the range of float16, 65,504: (1, 0) - (0, 1)
+        (
+            feature([6e4, 0], [6e4, 0], [6e4, 0], dtype=torch.float16),
+            feature([0, 6e4], [0, 6e4], [0, 6e4], dtype=torch.float16),
+            math.sqrt(2),
+        ),
+    ],
+    ids=["Eq. 5", "over channels", "same map", "disjoint", "silent", "float16"],
+)
+def test_one_stage(student, teacher, expected):
+    assert SelfDistillationLoss()([student], [teacher]).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_sum_over_stages_and_mean_over_the_batch():
+    same, other = feature([1, 0]), feature([0, 1])
+    # first stage: sqrt(2) and 0; second stage: sqrt(2) and sqrt(2); so 2 sqrt(2) and sqrt(2), 1.5 sqrt(2) on average
+    students = [torch.cat([same, same]), torch.cat([same, same])]
+    teachers = [torch.cat([other, same]), torch.cat([other, other])]
+    assert SelfDistillationLoss()(students, teachers).item() == pytest.approx(1.5 * math.sqrt(2))
+
+
+def test_stages_of_different_sizes():
+    students = [torch.rand(2, 8, 4, 4, 4), torch.rand(2, 16, 2, 2, 2)]
+    assert SelfDistillationLoss()(students, [3 * student for student in students]).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_a_missing_teacher_is_an_error():
+    with pytest.raises(ValueError, match="zip"):
+        SelfDistillationLoss()([feature([1]), feature([1])], [feature([1])])
+
+
+def test_gradient_of_identical_maps_is_finite():
+    """The distance has no derivative at 0; a NaN there would end a training whose teacher equals its student."""
+    student = feature([3, 4]).requires_grad_()
+    SelfDistillationLoss()([student], [feature([3, 4])]).backward()
+    assert student.grad.isfinite().all()
+
+
+class MeanDifference(nn.Module):
+    def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        return (logits - label).mean()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "teacher_logits", "expected"),
+    [
+        # segmentation (5 + 7) / 2 - 1 = 5, distillation sqrt(2)
+        ({}, None, {"loss": 5 + 0.3 * math.sqrt(2)}),
+        ({"distillation_weight": 0.0}, None, {"loss": 5.0}),
+        # the teacher (9 + 9) / 2 - 1 = 8 beside it
+        ({}, feature([9, 9]), {"loss": 13 + 0.3 * math.sqrt(2), "teacher_loss": 8.0}),
+    ],
+    ids=["lambda 0.3", "lambda 0", "teacher's own loss"],
+)
+def test_sum_of_the_terms(arguments, teacher_logits, expected):
+    loss = MISSULoss(MeanDifference(), **arguments)
+    output = SelfDistillationOutput(feature([5, 7]), [feature([7, 0])], [feature([0, 1])], teacher_logits)
+    assert loss(output, feature([1, 1])).item() == pytest.approx(expected["loss"])
+    terms = {"segmentation_loss": 5.0, "distillation_loss": math.sqrt(2)} | expected
+    assert loss.last_terms(None) == pytest.approx(terms)
+
+
+def test_last_terms_are_those_of_the_last_step():
+    loss = MISSULoss(MeanDifference())
+    same = [feature([1, 0])]
+    for logit in (5, 2):
+        loss(SelfDistillationOutput(feature([logit]), same, same, None), feature([1]))
+    assert loss.last_terms(None)["segmentation_loss"] == 1  # 2 - 1

@@ -1,0 +1,203 @@
+"""The inference network: the paper's size, any input size, errors in one sentence, attention without its matrix."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from scripts.networks import MISSU
+
+BUNDLE = Path(__file__).parents[1] / "bundle"
+SMALL = {"init_filters": 8, "hidden_size": 16, "mlp_dim": 16, "num_layers": 1, "num_heads": 2}
+
+
+def image(network: MISSU, *sides: int) -> torch.Tensor:
+    return torch.rand(1, network.in_channels, *sides, generator=torch.Generator().manual_seed(0))
+
+
+def test_size_and_cost_are_those_of_the_paper():
+    with torch.device("meta"):
+        network = MISSU().eval()
+        counter = FlopCounterMode(display=False)
+        with counter, torch.inference_mode():
+            network(torch.empty(1, 4, 128, 128, 128))
+    counts = counter.get_flop_counts()["Global"]
+    # Two operations per multiply-accumulate; the products of the attention itself are not among these operators.
+    linear_and_conv = (torch.ops.aten.convolution, torch.ops.aten.addmm, torch.ops.aten.mm)
+    giga_macs = sum(count for operator, count in counts.items() if operator in linear_and_conv) / 2e9
+    mega_parameters = sum(weight.numel() for weight in network.parameters()) / 1e6
+    assert mega_parameters == pytest.approx(10.40, rel=0.005)
+    assert giga_macs == pytest.approx(130.6, rel=0.005)
+    # Table III of the paper
+    assert mega_parameters == pytest.approx(10.50, rel=0.02)
+    assert giga_macs == pytest.approx(132.11, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shape", "classes"),
+    [
+        ({}, (2, 4, 32, 32, 32), 4),
+        ({"in_channels": 2, "out_channels": 2, "img_size": (64, 64, 32)}, (1, 2, 64, 64, 32), 2),
+        ({**SMALL, "out_channels": 1, "img_size": (8, 16, 24)}, (1, 4, 8, 16, 24), 1),
+        ({**SMALL, "in_channels": 1, "out_channels": 5, "img_size": 16}, (3, 1, 24, 8, 40), 5),
+        ({**SMALL, "blocks_per_stage": (2, 1, 1, 1), "img_size": [16, 16, 16]}, (1, 4, 16, 16, 16), 4),
+    ],
+    ids=["default", "CHAOS", "not cubic", "other than img_size", "other depths"],
+)
+def test_logits_have_the_size_of_the_image(arguments, shape, classes):
+    network = MISSU(**arguments).eval()
+    with torch.inference_mode():
+        logits = network(torch.rand(shape))
+    assert logits.shape == (shape[0], classes, *shape[2:])
+    assert logits.min() < 0  # no softmax, no sigmoid
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"img_size": 100}, "img_size should be a positive multiple of 8 on each axis, H is 100."),
+        ({"img_size": (128, 128, 30)}, "img_size should be a positive multiple of 8 on each axis, D is 30."),
+        ({"img_size": (128, 0, 128)}, "img_size should be a positive multiple of 8 on each axis, W is 0."),
+        ({"img_size": (128, 128)}, "img_size should be one integer or 3, got [128, 128]."),
+        ({"init_filters": 0}, "init_filters should be positive, got 0."),
+        ({"num_heads": 7}, "hidden_size should be divisible by num_heads, got 512 and 7."),
+        ({"num_heads": 0}, "hidden_size should be divisible by num_heads, got 512 and 0."),
+        ({"blocks_per_stage": (1, 2, 3)}, "blocks_per_stage should be 4 positive integers, got [1, 2, 3]."),
+        ({"blocks_per_stage": (1, 0, 3, 3)}, "blocks_per_stage should be 4 positive integers, got [1, 0, 3, 3]."),
+    ],
+    ids=str,
+)
+def test_bad_arguments(arguments, sentence):
+    with pytest.raises(ValueError) as raised:  # noqa: PT011 - the whole sentence is compared
+        MISSU(**arguments)
+    assert str(raised.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("shape", "sentence"),
+    [
+        ((1, 2, 20, 16, 16), "Each side of the input should be divisible by 8, H is 20."),
+        ((1, 2, 16, 15, 16), "Each side of the input should be divisible by 8, W is 15."),
+        ((1, 2, 16, 16, 30), "Each side of the input should be divisible by 8, D is 30."),
+        ((1, 3, 16, 16, 16), "The input should have shape (B, 2, H, W, D), got [1, 3, 16, 16, 16]."),
+        ((2, 16, 16, 16), "The input should have shape (B, 2, H, W, D), got [2, 16, 16, 16]."),
+    ],
+    ids=["H", "W", "D", "channels", "no batch"],
+)
+def test_bad_input(tiny_network, shape, sentence):
+    with pytest.raises(ValueError) as raised:  # noqa: PT011 - the whole sentence is compared
+        tiny_network(torch.rand(shape))
+    assert str(raised.value) == sentence
+
+
+class Shapes(TorchDispatchMode):
+    """Notes the shape of each tensor that an operator gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        outputs = result if isinstance(result, (tuple, list)) else [result]
+        self.shapes += [tuple(output.shape) for output in outputs if isinstance(output, torch.Tensor)]
+        return result
+
+
+@pytest.mark.parametrize("mode", [True, False], ids=["training", "eval"])
+def test_attention_makes_no_matrix_of_all_tokens(tiny_network, mode):
+    x = image(tiny_network, 16, 24, 40)  # 2 * 3 * 5 = 30 tokens
+    # The only kernel allowed works tile by tile.
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION), Shapes() as seen:
+        tiny_network.train(mode)(x)
+    assert (1, 30, 16) in seen.shapes  # the tokens
+    assert (30, 30) not in {shape[-2:] for shape in seen.shapes}
+
+
+def test_attention_mixes_all_tokens(tiny_network):
+    """The last voxel of Z4 depends on each voxel of A4: convolutions alone would not reach that far."""
+    features = torch.rand(1, 64, 4, 4, 4, requires_grad=True)
+    tiny_network.bottleneck(features)[0, 0, -1, -1, -1].backward()
+    assert (features.grad.abs().sum(dim=1) > 0).all()
+
+
+def test_memory_of_a_full_crop():
+    script = (
+        "import resource, torch\n"
+        "from scripts.networks import MISSU\n"
+        "with torch.inference_mode():\n"
+        "    MISSU().eval()(torch.rand(1, 4, 128, 128, 128))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=BUNDLE,
+        env={**os.environ, "PYTHONPATH": str(BUNDLE)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    # One matrix of 8 heads alone is 8 * 4096^2 * 4 bytes = 0.5 GiB.
+    assert int(done.stdout) / 2**20 < 2.5  # GiB; ru_maxrss counts KiB
+
+
+def test_training_and_eval_agree_without_dropout(tiny_network):
+    x = image(tiny_network, 16, 16, 16)
+    torch.testing.assert_close(tiny_network.train()(x), tiny_network.eval()(x))
+
+
+def test_dropout_acts_in_training_only(tiny_network):
+    dropping = MISSU(**SMALL | {"num_layers": 2}, in_channels=2, out_channels=3, img_size=16, dropout=0.5)
+    dropping.load_state_dict(tiny_network.state_dict())
+    x = image(tiny_network, 16, 16, 16)
+    assert not torch.equal(dropping.train()(x), dropping(x))
+    torch.testing.assert_close(dropping.eval()(x), tiny_network.eval()(x))
+
+
+def test_a_case_does_not_depend_on_its_batch(tiny_network):
+    first, second = image(tiny_network, 16, 16, 16), 5 * image(tiny_network, 16, 16, 16).flip(2)
+    together = tiny_network(torch.cat([first, second]))
+    torch.testing.assert_close(together[:1], tiny_network(first), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("sides", [(16, 16, 16), (24, 16, 8)], ids=["img_size", "other size"])
+def test_torchscript_gives_the_same_logits(tiny_network, sides):
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.script(tiny_network.eval()), file)
+    file.seek(0)
+    x = image(tiny_network, *sides)
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.jit.load(file)(x), tiny_network(x))
+
+
+class TestPositionTable:
+    @pytest.fixture
+    def bare(self):
+        """A bottleneck of which nothing but the table is left: its output for zeros is the table of the grid."""
+        network = MISSU(**SMALL | {"hidden_size": 64}, img_size=(16, 24, 8))
+        bottleneck = network.bottleneck
+        for part in ("patch_embedding", "layers", "norm", "projection"):
+            setattr(bottleneck, part, torch.nn.Identity())
+        return bottleneck
+
+    def test_as_it_is_on_the_learned_grid(self, bare):
+        assert bare.position_embedding.shape == (1, 64, 2, 3, 1)
+        assert bare.position_embedding.std() > 0
+        assert torch.equal(bare(torch.zeros(1, 64, 2, 3, 1)), bare.position_embedding)
+
+    def test_resampled_on_another(self, bare):
+        with torch.no_grad():
+            bare.position_embedding.zero_()[:, :, 1] = 1
+        # From 2 to 4 voxels: centers at -0.25, 0.25, 0.75, 1.25 of a ramp from 0 to 1 that is constant outside.
+        along_h = bare(torch.zeros(1, 64, 4, 6, 3))[0, 0, :, 2, 1]
+        torch.testing.assert_close(along_h, torch.tensor([0.0, 0.25, 0.75, 1.0]))

@@ -1,0 +1,350 @@
+"""Loading by modality name, every bad input named, and the preprocessing of the configs as the paper describes it."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from monai.transforms import Compose
+
+from scripts.errors import InputError
+from scripts.transforms import ClassesToValuesd, LoadImageCased, ValuesToClassesd, is_nonzero, name_by_case
+
+CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
+MODALITIES = ("t1", "t1ce", "t2", "flair")
+BRAIN = (slice(3, 15), slice(4, 21), slice(2, 13))  # of a tiny case of 20 x 24 x 16 voxels
+
+
+def read(path: Path) -> np.ndarray:
+    return np.asarray(nib.load(path).dataobj)
+
+
+def rewrite(path: Path, array: np.ndarray | None = None, affine: np.ndarray | None = None) -> None:
+    """Another array or affine in a file that is there."""
+    old = nib.load(path)
+    nib.save(
+        nib.Nifti1Image(np.asarray(old.dataobj) if array is None else array, old.affine if affine is None else affine),
+        path,
+    )
+
+
+def images(files: dict[str, Path]) -> dict[str, str]:
+    return {name: str(files[name]) for name in MODALITIES}
+
+
+def levels(image: torch.Tensor) -> list[int]:
+    """The level of the brain in each channel, in hundreds: its modality, counted from 1."""
+    return [round(channel[BRAIN].mean().item() / 100) for channel in image]
+
+
+@pytest.mark.parametrize(
+    ("modalities", "expected"),
+    [(MODALITIES, [1, 2, 3, 4]), (("flair", "t1ce"), [4, 2])],
+    ids=["four", "two, in an order of their own"],
+)
+def test_channels_are_in_the_order_of_the_names(tiny_case, modalities, expected):
+    shuffled = {name: str(tiny_case[name]) for name in ("flair", "t2", "t1", "t1ce")}
+    item = LoadImageCased("image", modalities)({"image": shuffled, "case_id": "mine"})
+    assert item["image"].shape == (len(modalities), 20, 24, 16)
+    assert item["image"].dtype == torch.float32
+    assert levels(item["image"]) == expected
+    assert item["image"].meta["case_id"] == "mine"
+    for channel, name in zip(item["image"], modalities):
+        np.testing.assert_array_equal(channel, read(tiny_case[name]))
+    np.testing.assert_allclose(item["image"].affine, nib.load(tiny_case["t1"]).affine)
+
+
+@pytest.mark.parametrize("suffix", [*MODALITIES, "seg"])
+def test_siblings_are_found_from_any_file_of_a_case(tiny_case, write_case, suffix):
+    write_case(tiny_case["t1"].parent, "case_12", extension=".nii")  # beside it
+    image = LoadImageCased("image", MODALITIES)({"image": str(tiny_case[suffix])})["image"]
+    assert levels(image) == [1, 2, 3, 4]
+    assert image.meta["case_id"] == "case_1"
+
+
+def test_a_file_of_all_modalities(tiny_case, tmp_path):
+    whole = np.stack([read(tiny_case[name]) for name in MODALITIES], axis=-1)
+    path = tmp_path / "BRATS_001.nii.gz"
+    nib.save(nib.Nifti1Image(whole, nib.load(tiny_case["t1"]).affine), path)
+    item = {"image": str(path), "label": str(tiny_case["seg"])}
+    item = LoadImageCased(["image", "label"], MODALITIES)(item)
+    assert item["image"].shape == (4, 20, 24, 16)
+    assert levels(item["image"]) == [1, 2, 3, 4]
+    assert item["image"].meta["case_id"] == item["label"].meta["case_id"] == "BRATS_001"
+
+
+def test_label_beside_the_image(tiny_case):
+    item = {"image": images(tiny_case), "label": str(tiny_case["seg"])}
+    loaded = LoadImageCased(["image", "label"], MODALITIES)(item)
+    assert item["label"] == str(tiny_case["seg"])  # the dataset's own entry stays as it is
+    np.testing.assert_array_equal(loaded["label"][0], read(tiny_case["seg"]))
+
+
+@pytest.mark.parametrize("constant", [-3.5, 250])
+def test_air_at_a_constant_becomes_zero(tiny_case, constant):
+    plain = read(tiny_case["t2"]).astype(np.float32)
+    rewrite(tiny_case["t2"], plain + np.float32(constant))
+    image = LoadImageCased("image", MODALITIES)({"image": images(tiny_case)})["image"]
+    np.testing.assert_array_equal(image[2], plain)
+
+
+def test_a_brain_that_fills_a_corner_stays_as_it_is(tiny_case):
+    plain = read(tiny_case["t2"]).copy()
+    plain[0, 0, 0] = 77
+    rewrite(tiny_case["t2"], plain)
+    image = LoadImageCased("image", MODALITIES)({"image": images(tiny_case)})["image"]
+    np.testing.assert_array_equal(image[2], plain)
+
+
+def truncate(files):
+    files["flair"].write_bytes(files["flair"].read_bytes()[:2000])
+
+
+def truncate_plain(files):
+    files["flair"].with_suffix("").write_bytes(gzip.decompress(files["flair"].read_bytes())[:2000])
+    files["flair"].unlink()
+    files["flair"] = files["flair"].with_suffix("")
+
+
+def write_text(files):
+    files["flair"].write_text("this is no image\n")
+
+
+def empty(files):
+    files["flair"].write_bytes(b"")
+
+
+def make_folder(files):
+    files["flair"].unlink()
+    files["flair"].mkdir()
+
+
+def crop(files):
+    rewrite(files["flair"], read(files["flair"])[:, :-1])
+
+
+def shift(files):
+    affine = nib.load(files["flair"]).affine.copy()
+    affine[0, 3] += 0.5
+    rewrite(files["flair"], affine=affine)
+
+
+def shift_label(files):
+    affine = nib.load(files["seg"]).affine.copy()
+    affine[2, 2] = -affine[2, 2]  # 2 becomes -2
+    rewrite(files["seg"], affine=affine)
+
+
+def blacken(files):
+    rewrite(files["flair"], np.zeros((20, 24, 16), np.int16))
+
+
+def flatten(files):
+    rewrite(files["flair"], np.full((20, 24, 16), 9, np.int16))
+
+
+def spoil(value):
+    def change(files):
+        volume = read(files["flair"]).astype(np.float32)
+        volume[8, 9, 10] = value
+        rewrite(files["flair"], volume)
+
+    return change
+
+
+def stack(files):
+    rewrite(files["flair"], np.stack([read(files["flair"])] * 3, axis=-1))
+
+
+def slice_label(files):
+    rewrite(files["seg"], read(files["seg"])[:, :, 0])
+
+
+def crop_label(files):
+    rewrite(files["seg"], read(files["seg"])[:-2])
+
+
+@pytest.mark.parametrize(
+    ("change", "file", "parts"),
+    [
+        (truncate, "flair", ["cannot be read as an image"]),
+        (truncate_plain, "flair", ["cannot be read as an image"]),
+        (write_text, "flair", ["cannot be read as an image"]),
+        (empty, "flair", ["cannot be read as an image"]),
+        (make_folder, "flair", ["is not there"]),
+        (lambda files: files["flair"].unlink(), "flair", ["is not there"]),
+        (crop, "flair", ["should have one shape", "[20, 23, 16]", "[20, 24, 16]", "case_1_t1.nii.gz"]),
+        (shift, "flair", ["should have one affine", "differ by 0.5", "case_1_t1.nii.gz"]),
+        (blacken, "flair", ["flair should show something", "is zero everywhere"]),
+        (flatten, "flair", ["flair should show something"]),
+        (spoil(np.nan), "flair", ["flair should be finite", "holds NaN or infinity"]),
+        (spoil(-np.inf), "flair", ["flair should be finite", "holds NaN or infinity"]),
+        (stack, "flair", ["should be 3D with 1 channel(s) (flair)", "3 channel(s) of shape [20, 24, 16]"]),
+        (slice_label, "seg", ["should be 3D with 1 channel(s) (label)", "[20, 24]"]),
+        (crop_label, "seg", ["should have one shape", "[18, 24, 16]", "[20, 24, 16]"]),
+        (shift_label, "seg", ["should have one affine", "differ by 4"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_bad_input(tiny_case, change, file, parts):
+    change(tiny_case)
+    item = {"image": images(tiny_case), "label": str(tiny_case["seg"])}
+    with pytest.raises(InputError) as raised:
+        LoadImageCased(["image", "label"], MODALITIES)(item)
+    sentence = str(raised.value)
+    assert sentence.startswith("Case case_1: ")
+    assert "\n" not in sentence
+    for part in (str(tiny_case[file]), *parts):
+        assert part in sentence
+
+
+def test_wrong_channels_of_a_file_of_all_modalities(tmp_path):
+    path = tmp_path / "BRATS_001.nii.gz"
+    nib.save(nib.Nifti1Image(np.ones((8, 8, 8, 3), np.int16), np.eye(4)), path)
+    with pytest.raises(InputError) as raised:
+        LoadImageCased("image", MODALITIES)({"image": str(path)})
+    assert str(raised.value) == (
+        f"Case BRATS_001: {path} should be 3D with 4 channel(s) (t1, t1ce, t2, flair), "
+        "it has 3 channel(s) of shape [8, 8, 8]."
+    )
+
+
+def test_a_rounded_affine_is_no_fault(tiny_case):
+    rewrite(tiny_case["flair"], affine=nib.load(tiny_case["flair"]).affine + 5e-4)
+    LoadImageCased("image", MODALITIES)({"image": images(tiny_case)})
+
+
+@pytest.mark.parametrize(("convention", "value"), [("brats2018", 3), ("brats2023", 4)])
+def test_a_label_outside_the_convention(tiny_case, convention, value):
+    label = read(tiny_case["seg"]).copy()
+    label[label == 4] = value
+    rewrite(tiny_case["seg"], label)
+    item = LoadImageCased(["image", "label"], MODALITIES)({"image": images(tiny_case), "label": str(tiny_case["seg"])})
+    with pytest.raises(InputError) as raised:
+        ValuesToClassesd("label", convention)(item)
+    assert str(raised.value).startswith(f"Case case_1: {tiny_case['seg']}: label_convention {convention} allows ")
+    assert str(raised.value).endswith(f"the label holds {value}.")
+
+
+def test_values_of_a_mask():
+    mask = torch.tensor([[0, 1, 2, 3]])
+    assert ClassesToValuesd("pred", "brats2018")({"pred": mask})["pred"].tolist() == [[0, 1, 2, 4]]
+    assert ClassesToValuesd("pred", "brats2023")({"pred": mask})["pred"].tolist() == [[0, 1, 2, 3]]
+
+
+def test_foreground_keeps_negative_voxels():
+    assert is_nonzero(torch.tensor([-1.0, 0.0, 2.0])).tolist() == [True, False, True]
+
+
+def test_a_mask_is_named_after_its_case():
+    assert name_by_case({"case_id": "a.b_1", "filename_or_obj": "x.nii"}, None) == {"subject": "a.b_1", "idx": None}
+
+
+class TestConfigs:
+    """The transforms as the configs list them, on a tiny case whose files are in LPS."""
+
+    @pytest.fixture
+    def item(self, tiny_case):
+        return {"case_id": "case_1", "image": images(tiny_case), "label": str(tiny_case["seg"])}
+
+    @staticmethod
+    def transforms(config: str, key: str, roi_size: int = 16) -> Compose:
+        parser = ConfigParser()
+        parser.read_config(CONFIGS / config)
+        parser["roi_size"] = [roi_size] * 3
+        content = parser.get_parsed_content(key)
+        return content if isinstance(content, Compose) else Compose(content)
+
+    @staticmethod
+    def assert_z_scored(image: torch.Tensor, brain: torch.Tensor) -> None:
+        for channel in image:
+            assert channel[brain].mean().item() == pytest.approx(0, abs=1e-4)
+            assert channel[brain].std(correction=0).item() == pytest.approx(1, abs=1e-4)
+            assert not channel[~brain].any()
+
+    def test_training_before_chance(self, item, tiny_case):
+        done = self.transforms("train.json", "train#deterministic_transforms", roi_size=24)(item)
+        image, label = done["image"].as_tensor(), done["label"].as_tensor()
+        # Padded from 20 x 24 x 16 to 24^3, two voxels before and after on H and four on D; LPS -> RAS turns H and W.
+        assert image.shape == (4, 24, 24, 24)
+        assert label.shape == (1, 24, 24, 24)
+        brain = torch.zeros(24, 24, 24, dtype=torch.bool)
+        brain[7:19, 3:20, 6:17] = True  # H 3:15 of 20 turned is 5:17, W 4:21 of 24 turned is 3:20
+        self.assert_z_scored(image, brain)
+        t1 = read(tiny_case["t1"])[BRAIN][::-1, ::-1]
+        np.testing.assert_allclose(image[0, 7:19, 3:20, 6:17], (t1 - t1.mean()) / t1.std(), atol=1e-5)
+        expected = torch.zeros(24, 24, 24, dtype=torch.uint8)
+        expected[10:16, 12:16, 10:12], expected[10:16, 12:16, 12], expected[10:16, 12:16, 13] = 1, 2, 3
+        assert torch.equal(label[0], expected)
+
+    def test_random_crop(self, item):
+        transforms = self.transforms("train.json", "train#preprocessing")
+        transforms.set_random_state(0)
+        shapes, starts = set(), set()
+        for _ in range(8):
+            done = transforms(item)
+            shapes |= {tuple(done["image"].shape), tuple(done["label"].shape)}
+            starts.add(tuple(done["image"].affine[:3, 3].tolist()))
+        assert shapes == {(4, 16, 16, 16), (1, 16, 16, 16)}
+        assert len(starts) > 4  # another place, or turned
+
+    def test_random_intensity(self, item):
+        before = self.transforms("train.json", "train#deterministic_transforms", roi_size=24)(item)["image"].as_tensor()
+        transforms = self.transforms("train.json", "train#preprocessing", roi_size=24)
+        scales, shifts, turned = [], [], set()
+        transforms.set_random_state(0)
+        for _ in range(12):
+            done = transforms(item)
+            after = done["image"].as_tensor()
+            turned.add(tuple(done["image"].affine.diagonal()[:3].sign().tolist()))
+            for x, y in zip(before, after):
+                scale = ((y.max() - y.min()) / (x.max() - x.min())).item()
+                shift = (y.min() - scale * x.min()).item()
+                # The same voxels, turned at most, each of them scaled and shifted by the same numbers.
+                torch.testing.assert_close(
+                    y.flatten().sort()[0], scale * x.flatten().sort()[0] + shift, atol=1e-3, rtol=0
+                )
+                scales.append(scale)
+                shifts.append(shift)
+            tumor = done["label"][0] == 3  # bright or dark, image and label turn together: it stays inside the brain
+            assert (after[0][tumor] != after[0][0, 0, 0]).all()
+        assert len({round(scale, 4) for scale in scales}) > 40  # of 48: each modality has its own
+        assert 0.9 - 1e-3 <= min(scales) < 0.95
+        assert 1.05 < max(scales) <= 1.1 + 1e-3
+        assert -0.1 - 1e-3 <= min(shifts) < -0.05
+        assert 0.05 < max(shifts) <= 0.1 + 1e-3
+        assert len(turned) > 4  # of the eight that three flips make
+        assert {sign[axis] for sign in turned for axis in range(3)} == {-1.0, 1.0}
+
+    @pytest.mark.parametrize(
+        ("config", "key"),
+        [("inference.json", "preprocessing"), ("train.json", "validate#preprocessing")],
+        ids=["inference", "validation"],
+    )
+    def test_only_the_brain_is_computed(self, item, tiny_case, config, key):
+        image = self.transforms(config, key)(item)["image"].as_tensor()
+        assert image.shape == (4, 12, 17, 11)
+        self.assert_z_scored(image, torch.ones(12, 17, 11, dtype=torch.bool))
+        t2 = read(tiny_case["t2"])[BRAIN][::-1, ::-1]
+        np.testing.assert_allclose(image[2], (t2 - t2.mean()) / t2.std(), atol=1e-5)
+
+    def test_validation_keeps_the_label_as_it_is_in_the_file(self, item, tiny_case):
+        label = self.transforms("train.json", "validate#preprocessing")(item)["label"]
+        stored = read(tiny_case["seg"])
+        np.testing.assert_array_equal(label[0], np.where(stored == 4, 3, stored))
+
+
+def test_a_real_case(real_data):
+    [flair] = (real_data / "brats" / "LGG" / "TCGA-DU-7294").glob("*_flair.nii.gz")
+    done = TestConfigs.transforms("inference.json", "preprocessing")({"image": str(flair)})["image"].as_tensor()
+    assert done.shape[0] == 4
+    assert all(100 < side < 240 for side in done.shape[1:])  # a head, cropped
+    for channel in done:
+        brain = channel[channel != 0]
+        assert brain.mean().item() == pytest.approx(0, abs=1e-3)
+        assert brain.std().item() == pytest.approx(1, abs=1e-3)
