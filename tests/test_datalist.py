@@ -287,6 +287,12 @@ class TestInference:
         assert ids(testing) == ids(make_datalist(tiny_cases)["testing"])
         assert "label" not in testing[0]
 
+    def test_a_lost_file_is_left_to_the_loader_which_names_it(self, tiny_cases, tmp_path):
+        path = tmp_path / "list.json"
+        path.write_text(json.dumps(make_datalist(tiny_cases)))
+        (tiny_cases / "new" / "new_t2.nii.gz").unlink()
+        assert ids(inference_cases(tiny_cases, MODALITIES, "eval", path)) == ["new"]
+
     def test_masks_are_not_written_over_labels(self, tiny_cases):
         folder = tiny_cases / "case_2"
         with pytest.raises(InputError, match=r"output_dir should not be a folder of scans, .* holds case case_2"):

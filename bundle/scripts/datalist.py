@@ -138,7 +138,23 @@ def load_datalist(
         InputError: when the list or one of its files is not there, leads out of ``dataset_dir``, lacks a modality,
             or has no case in this split.
     """
-    root = Path(dataset_dir)
+    entries = _entries(Path(dataset_dir), split, modalities, data_list_file_path, fold)
+    for entry in entries:
+        labels = {"label": entry["label"]} if "label" in entry else {}
+        for name, path in (_image_files(entry) | labels).items():
+            if not Path(path).is_file():
+                raise InputError(f"Case {entry['case_id']}: {name} of the datalist is not there, {path}.")
+    return entries
+
+
+def _image_files(entry: dict[str, Any]) -> dict[str, str]:
+    return entry["image"] if isinstance(entry["image"], dict) else {WHOLE: entry["image"]}
+
+
+def _entries(
+    root: Path, split: str, modalities: Sequence[str], data_list_file_path: str | Path | None, fold: int | None = None
+) -> list[dict[str, Any]]:
+    """The cases of one split with absolute paths, whether or not there is a file."""
     if not root.is_dir():
         raise InputError(f"dataset_dir should be a folder of cases, {root} is not there.")
     if data_list_file_path is None:
@@ -159,9 +175,14 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"data_list_file_path should be a datalist, {path} is not there.")
     try:
-        return json.loads(path.read_text())
+        datalist = json.loads(path.read_text())
     except ValueError as error:
         raise InputError(f"data_list_file_path should be JSON, {path} is not: {error}.") from error
+    if not isinstance(datalist, dict):
+        raise InputError(
+            f"data_list_file_path should hold an object of splits, {path} holds a {type(datalist).__name__}."
+        )
+    return datalist
 
 
 def _absolute(entry: dict[str, Any], root: Path, modalities: Sequence[str], labelled: bool) -> dict[str, Any]:
@@ -173,8 +194,6 @@ def _absolute(entry: dict[str, Any], root: Path, modalities: Sequence[str], labe
         path = root / relative
         if not path.resolve().is_relative_to(root.resolve()):
             raise InputError(f"Case {case_id}: {name} should lie in dataset_dir {root}, the datalist says {relative}.")
-        if not path.is_file():
-            raise InputError(f"Case {case_id}: {name} of the datalist is not there, {path}.")
         return str(path)
 
     result: dict[str, Any] = {"case_id": case_id}
@@ -196,15 +215,15 @@ def inference_cases(
 ) -> list[dict[str, Any]]:
     """The cases to segment: those of a datalist's split, or without a list every case of the folder.
 
-    Without a list each case is given by one of its files, and the loader finds the siblings, so that a case that
-    lacks one is reported by itself and does not keep the others from being segmented.
+    A case that lacks a file is reported by the loader, so that it does not keep the others from being segmented:
+    without a list, each case is given by one of its files, and the loader finds the siblings.
 
     Raises:
-        InputError: as :func:`load_datalist` and :func:`find_cases`; when the folder holds labels only; when
+        InputError: when there is no such list or folder, or no case in it; when
             ``output_dir`` holds scans: masks are named as labels are, and would replace them.
     """
     if data_list_file_path is not None:
-        entries = load_datalist(dataset_dir, split, modalities, data_list_file_path)
+        entries = _entries(Path(dataset_dir), split, modalities, data_list_file_path)
         entries = [{"case_id": entry["case_id"], "image": entry["image"]} for entry in entries]
     else:
         first_file = {
@@ -217,8 +236,7 @@ def inference_cases(
     if not entries:
         raise InputError(f"dataset_dir should hold scans, {dataset_dir} holds labels only.")
     for entry in entries:
-        files = entry["image"].values() if isinstance(entry["image"], dict) else [entry["image"]]
-        if any(Path(file).resolve().parent == Path(output_dir).resolve() for file in files):
+        if any(Path(file).resolve().parent == Path(output_dir).resolve() for file in _image_files(entry).values()):
             raise InputError(f"output_dir should not be a folder of scans, {output_dir} holds case {entry['case_id']}.")
     return entries
 
