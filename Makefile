@@ -18,7 +18,7 @@ $(VENV)/installed: requirements.txt
 
 demo: $(VENV)/installed
 	rm -rf $(DEMO)
-	$(RUN) scripts.phantom --output_dir demo/phantoms --num_cases 30 --shape 56 64 48
+	$(RUN) scripts.phantom --output_dir demo/phantoms --num_cases 40 --shape 56 64 48
 	$(RUN) scripts.datalist --dataset_dir demo/phantoms --output demo/datalist.json --testing_fraction 0.2
 	$(RUN) monai.bundle run training --config_file "['configs/train.json','configs/demo.json']"
 	$(RUN) monai.bundle run --config_file "['configs/inference.json','configs/demo.json']"
