@@ -24,22 +24,32 @@ class LoadImageCased(LoadImaged):
     """Loads a case: ``image`` as (modalities, H, W, D) and, where asked for, ``label`` as (1, H, W, D).
 
     ``image`` is given as a mapping from modality name to file, as one of the case's files (the siblings are found by
-    name in its folder), or as one 4D file whose channels are the modalities in the given order. The air around the
+    name in its folder), or as one 4D file whose channels have the order of ``channel_order``. The air around the
     brain becomes zero: some exports of z-scored scans keep it at a constant of their own. The name contains
     ``LoadImage`` because MONAI Deploy finds by it what to leave out.
 
     Args:
         keys: ``image``, or ``image`` and ``label``.
         modalities: names of the modalities, in the order of the network's channels.
+        channel_order: names of the channels of a 4D file, in the order of the file; by default ``modalities``.
 
     Raises:
         InputError: when a file cannot be read, is missing or doubled, the shapes or affines within the case differ, a
-            modality is zero everywhere or holds NaN or infinity, or the channels are not those of ``modalities``.
+            modality is zero everywhere or holds NaN or infinity, a 4D file has another number of channels, or
+            ``channel_order`` does not name each modality once.
     """
 
-    def __init__(self, keys: KeysCollection, modalities: Sequence[str]) -> None:
+    def __init__(
+        self, keys: KeysCollection, modalities: Sequence[str], channel_order: Sequence[str] | None = None
+    ) -> None:
         super().__init__(keys, ensure_channel_first=True)
         self.modalities = tuple(modalities)
+        self.channel_order = tuple(channel_order or modalities)
+        if sorted(self.channel_order) != sorted(self.modalities):
+            raise InputError(
+                f"channel_order should name each of {', '.join(self.modalities)} once, "
+                f"got {', '.join(self.channel_order)}."
+            )
 
     def __call__(self, data: Mapping[Hashable, Any], reader: Any = None) -> dict[Hashable, Any]:
         d = dict(data)
@@ -64,7 +74,8 @@ class LoadImageCased(LoadImaged):
                 check_same_space(case_id, volume, volumes[0])
             image = cast(MetaTensor, torch.cat(tuple(volumes)))
         else:
-            image = read(self._loader, case_id, files, channels=self.modalities)
+            channels = read(self._loader, case_id, files, channels=self.channel_order)
+            image = channels[[self.channel_order.index(name) for name in self.modalities]]
         for name, volume in zip(self.modalities, image):
             file = files[name] if isinstance(files, Mapping) else files
             if not torch.isfinite(volume).all():
