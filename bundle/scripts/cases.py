@@ -13,9 +13,11 @@ __all__ = ["Case", "case_of", "find_cases"]
 
 NIFTI_EXTENSIONS = (".nii.gz", ".nii")
 
+MODALITIES = ("t1", "t1ce", "t2", "flair")  # of BraTS, in the order of the network's channels
+
 # The last part of a file's name: BraTS 2018 to 2021 (``<case>_t1ce.nii.gz``), 2023 and later (``<case>-t1c.nii.gz``).
 MODALITY_OF_SUFFIX = {
-    **{name: name for name in ("t1", "t1ce", "t2", "flair", "seg")},
+    **{name: name for name in (*MODALITIES, "seg")},
     **{"t1n": "t1", "t1c": "t1ce", "t2w": "t2", "t2f": "flair"},
 }
 LABEL = "seg"
@@ -94,7 +96,8 @@ def find_cases(dataset_dir: str | Path) -> list[Case]:
     root = Path(dataset_dir)
     if not root.is_dir():
         raise InputError(f"dataset_dir should be a folder of cases, {root} is not there.")
-    cases = group([path for path in root.rglob("*") if path.is_file()])
+    paths = [path for path in root.rglob("*") if path.is_file()]
+    cases = group([path for path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts)])
     if not cases:
         raise InputError(f"dataset_dir should hold NIfTI files such as <case>_flair.nii.gz, {root} holds none.")
     for case, other in pairwise(cases):

@@ -15,12 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .cases import LABEL, WHOLE, Case, find_cases
+from .cases import LABEL, MODALITIES, WHOLE, Case, find_cases
 from .errors import InputError
 
 __all__ = ["inference_cases", "load_datalist", "make_datalist", "patient_of"]
-
-MODALITIES = ("t1", "t1ce", "t2", "flair")
 
 # Case IDs that end with the number of an examination: the same patient may be there more than once.
 EXAMINATION = re.compile(

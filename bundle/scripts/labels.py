@@ -12,7 +12,7 @@ __all__ = ["LABEL_CONVENTIONS", "classes_to_values", "values_to_classes"]
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 # Value in the file: class of the network, as metadata.json's channel_def names it
-# (1 necrotic and non-enhancing core, 2 oedema, 3 enhancing tumour). 0 is the background everywhere.
+# (1 necrotic and non-enhancing core, 2 edema, 3 enhancing tumor). 0 is the background everywhere.
 LABEL_CONVENTIONS: dict[str, dict[int, int]] = {
     "brats2018": {1: 1, 2: 2, 4: 3},  # BraTS 2018 to 2021
     "brats2023": {1: 1, 2: 2, 3: 3},  # from 2023 on, and the values of our own masks
