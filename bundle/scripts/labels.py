@@ -17,6 +17,7 @@ LABEL_CONVENTIONS: dict[str, dict[int, int]] = {
     "brats2018": {1: 1, 2: 2, 4: 3},  # BraTS 2018 to 2021
     "brats2023": {1: 1, 2: 2, 3: 3},  # from 2023 on, and the values of our own masks
 }
+EITHER = "brats"  # for reading: a label with a 4 is of brats2018, else of brats2023; 3 and 4 together are neither
 
 
 def _table(convention: str) -> dict[int, int]:
@@ -39,10 +40,15 @@ def _replace(array: Array, table: dict[int, int]) -> tuple[Array, Array]:
 def values_to_classes(values: Array, convention: str) -> Array:
     """Classes 0..3 from a label as it stands in a file; same type and shape.
 
+    The convention ``brats`` reads both ``brats2018`` and ``brats2023``, as they differ by the value of the enhancing
+    tumour only: scans labelled in MONAI Label, where it is 3, are trained on beside those of BraTS 2018 to 2021.
+
     Raises:
         ValueError: when the convention is unknown, or the label holds a value that it does not define.
     """
-    table: dict[int, int] = _table(convention)
+    if convention == EITHER:
+        convention = "brats2018" if (values == 4).any() else "brats2023"
+    table = _table(convention)
     classes, known = _replace(values, table)
     if not known.all():
         raise ValueError(

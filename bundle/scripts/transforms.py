@@ -42,7 +42,9 @@ class LoadImageCased(LoadImaged):
     def __init__(
         self, keys: KeysCollection, modalities: Sequence[str], channel_order: Sequence[str] | None = None
     ) -> None:
-        super().__init__(keys, ensure_channel_first=True)
+        super().__init__(keys)
+        # Not the one of LoadImaged, which MONAI Label switches to another type of output.
+        self.loader = LoadImage(image_only=True, ensure_channel_first=True)
         self.modalities = tuple(modalities)
         self.channel_order = tuple(channel_order or modalities)
         if sorted(self.channel_order) != sorted(self.modalities):
@@ -57,7 +59,7 @@ class LoadImageCased(LoadImaged):
         d[first] = image = self.load_image(d[first], d.get("case_id"))
         case_id = image.meta["case_id"]
         for key in others:
-            label = read(self._loader, case_id, d[key], channels=[str(key)])
+            label = read(self.loader, case_id, d[key], channels=[str(key)])
             check_same_space(case_id, label, image)
             label.meta["case_id"] = case_id
             d[key] = label
@@ -69,12 +71,12 @@ class LoadImageCased(LoadImaged):
         files = source if isinstance(source, Mapping) else case.image(self.modalities)
         case_id = case_id or case.case_id
         if isinstance(files, Mapping):
-            volumes = [read(self._loader, case_id, files[name], channels=[name]) for name in self.modalities]
+            volumes = [read(self.loader, case_id, files[name], channels=[name]) for name in self.modalities]
             for volume in volumes:
                 check_same_space(case_id, volume, volumes[0])
             image = cast(MetaTensor, torch.cat(tuple(volumes)))
         else:
-            channels = read(self._loader, case_id, files, channels=self.channel_order)
+            channels = read(self.loader, case_id, files, channels=self.channel_order)
             image = channels[[self.channel_order.index(name) for name in self.modalities]]
         for name, volume in zip(self.modalities, image):
             file = files[name] if isinstance(files, Mapping) else files
