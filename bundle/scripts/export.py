@@ -30,7 +30,8 @@ from .errors import InputError
 from .exported import OnnxNetwork, TorchExportNetwork, TorchScriptNetwork
 from .networks.missu import AXES, STRIDE
 
-safetensors_torch, has_safetensors = optional_import("safetensors.torch")
+op, _ = optional_import("onnxscript", name="opset18")
+safetensors_torch, _ = optional_import("safetensors.torch")
 
 __all__ = ["export"]
 
@@ -107,8 +108,15 @@ def write_torchscript(path: Path, checkpoint: str, config_file: Sequence[str]) -
 
 
 def write_onnx(path: Path, checkpoint: str, config_file: Sequence[str], input_shape: Sequence[int]) -> None:
-    kwargs = {"dynamo": True, "external_data": False, "verbose": False, "dynamic_shapes": dynamic_shapes()}
-    names = {"input_names": ["image"], "output_names": ["pred"]}
+    options = {
+        "dynamo": True,
+        "external_data": False,
+        "verbose": False,
+        "dynamic_shapes": dynamic_shapes(),
+        "custom_translation_table": {torch.ops.aten.group_norm.default: onnx_group_norm},
+        "input_names": ["image"],
+        "output_names": ["pred"],
+    }
     monai.bundle.onnx_export(
         net_id="network_def",
         filepath=str(path),
@@ -116,8 +124,32 @@ def write_onnx(path: Path, checkpoint: str, config_file: Sequence[str], input_sh
         config_file=list(config_file),
         use_trace=True,  # hands the keyword arguments to torch.onnx.export
         input_shape=list(input_shape),
-        converter_kwargs=kwargs | names,
+        converter_kwargs=options,
     )
+
+
+def onnx_group_norm(
+    input: Any, num_groups: int, weight: Any, bias: Any, eps: float = 1e-5, cudnn_enabled: bool = True
+) -> Any:
+    """GroupNorm of (B, C, H, W, D) in ONNX, by the mean along one axis after the other.
+
+    torch writes it as InstanceNormalization, which ONNX Runtime sums up in float32, voxel after voxel: at 96^3 the result
+    is wrong by 5e-3, this one by 2e-6.
+    """
+
+    def mean_of_group(x: Any) -> Any:
+        for axis in (4, 3, 2):
+            x = op.ReduceMean(x, op.Constant(value_ints=[axis]), keepdims=1)
+        groups = op.Reshape(x, op.Constant(value_ints=[0, num_groups, -1]))  # (B, C, 1, 1, 1) -> (B, groups, C / groups)
+        mean = op.Expand(op.ReduceMean(groups, op.Constant(value_ints=[2]), keepdims=1), op.Shape(groups))
+        return op.Reshape(mean, op.Constant(value_ints=[0, -1, 1, 1, 1]))  # (B, groups, C / groups) -> (B, C, 1, 1, 1)
+
+    per_channel = op.Constant(value_ints=[1, -1, 1, 1, 1])
+    centered = op.Sub(input, mean_of_group(input))
+    variance = mean_of_group(op.Mul(centered, centered))
+    deviation = op.Sqrt(op.Add(variance, op.Constant(value_float=eps)))
+    scale = op.Div(op.Reshape(weight, per_channel), deviation)
+    return op.Add(op.Mul(centered, scale), op.Reshape(bias, per_channel))
 
 
 def write_torch_export(path: Path, network: nn.Module, example: torch.Tensor) -> None:
