@@ -24,22 +24,34 @@ class LoadImageCased(LoadImaged):
     """Loads a case: ``image`` as (modalities, H, W, D) and, where asked for, ``label`` as (1, H, W, D).
 
     ``image`` is given as a mapping from modality name to file, as one of the case's files (the siblings are found by
-    name in its folder), or as one 4D file whose channels are the modalities in the given order. The air around the
+    name in its folder), or as one 4D file whose channels have the order of ``channel_order``. The air around the
     brain becomes zero: some exports of z-scored scans keep it at a constant of their own. The name contains
     ``LoadImage`` because MONAI Deploy finds by it what to leave out.
 
     Args:
         keys: ``image``, or ``image`` and ``label``.
         modalities: names of the modalities, in the order of the network's channels.
+        channel_order: names of the channels of a 4D file, in the order of the file; by default ``modalities``.
 
     Raises:
         InputError: when a file cannot be read, is missing or doubled, the shapes or affines within the case differ, a
-            modality is zero everywhere or holds NaN or infinity, or the channels are not those of ``modalities``.
+            modality is zero everywhere or holds NaN or infinity, a 4D file has another number of channels, or
+            ``channel_order`` does not name each modality once.
     """
 
-    def __init__(self, keys: KeysCollection, modalities: Sequence[str]) -> None:
-        super().__init__(keys, ensure_channel_first=True)
+    def __init__(
+        self, keys: KeysCollection, modalities: Sequence[str], channel_order: Sequence[str] | None = None
+    ) -> None:
+        super().__init__(keys)
+        # Not the one of LoadImaged, which MONAI Label switches to another type of output.
+        self.loader = LoadImage(image_only=True, ensure_channel_first=True)
         self.modalities = tuple(modalities)
+        self.channel_order = tuple(channel_order or modalities)
+        if sorted(self.channel_order) != sorted(self.modalities):
+            raise InputError(
+                f"channel_order should name each of {', '.join(self.modalities)} once, "
+                f"got {', '.join(self.channel_order)}."
+            )
 
     def __call__(self, data: Mapping[Hashable, Any], reader: Any = None) -> dict[Hashable, Any]:
         d = dict(data)
@@ -47,7 +59,7 @@ class LoadImageCased(LoadImaged):
         d[first] = image = self.load_image(d[first], d.get("case_id"))
         case_id = image.meta["case_id"]
         for key in others:
-            label = read(self._loader, case_id, d[key], channels=[str(key)])
+            label = read(self.loader, case_id, d[key], channels=[str(key)])
             check_same_space(case_id, label, image)
             label.meta["case_id"] = case_id
             d[key] = label
@@ -59,12 +71,13 @@ class LoadImageCased(LoadImaged):
         files = source if isinstance(source, Mapping) else case.image(self.modalities)
         case_id = case_id or case.case_id
         if isinstance(files, Mapping):
-            volumes = [read(self._loader, case_id, files[name], channels=[name]) for name in self.modalities]
+            volumes = [read(self.loader, case_id, files[name], channels=[name]) for name in self.modalities]
             for volume in volumes:
                 check_same_space(case_id, volume, volumes[0])
             image = cast(MetaTensor, torch.cat(tuple(volumes)))
         else:
-            image = read(self._loader, case_id, files, channels=self.modalities)
+            channels = read(self.loader, case_id, files, channels=self.channel_order)
+            image = channels[[self.channel_order.index(name) for name in self.modalities]]
         for name, volume in zip(self.modalities, image):
             file = files[name] if isinstance(files, Mapping) else files
             if not torch.isfinite(volume).all():

@@ -1,0 +1,148 @@
+"""The exported networks: the same logits as eager PyTorch at any batch and size, the same masks by ``inference.json``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import monai.bundle
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from scripts import export as export_module
+from scripts.errors import InputError, one_sentence
+from scripts.export import export, main
+from scripts.exported import OnnxNetwork, TorchExportNetwork, TorchScriptNetwork
+from scripts.networks import MISSU
+from scripts.phantom import make_phantom, write_phantoms
+
+pytestmark = pytest.mark.clients
+
+BUNDLE = Path(__file__).parents[1] / "bundle"
+SIZE = 32
+TINY = {"hidden_size": 32, "mlp_dim": 32, "num_layers": 2, "num_heads": 4}
+FORMATS = {
+    "ts": ("model.ts", TorchScriptNetwork),
+    "onnx": ("model.onnx", OnnxNetwork),
+    "pt2": ("model.pt2", TorchExportNetwork),
+}
+
+
+@pytest.fixture(scope="module")
+def network() -> MISSU:
+    torch.manual_seed(0)
+    return MISSU(img_size=SIZE, **TINY).eval()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(network: MISSU, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "model.pt"
+    torch.save(network.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """``inference.json`` and an overlay that makes its network tiny."""
+    overlay = tmp_path_factory.mktemp("configs") / "tiny.json"
+    knobs = {"roi_size": [SIZE] * 3, "num_workers": 0}
+    overlay.write_text(json.dumps(knobs | {f"network_def#{name}": value for name, value in TINY.items()}))
+    return [str(BUNDLE / "configs" / "inference.json"), str(overlay)]
+
+
+@pytest.fixture(scope="module")
+def exports(checkpoint: Path, config_file: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exports") / "new"
+    export(folder, checkpoint, config_file, repeats=1)
+    return folder
+
+
+def test_all_formats_and_the_table_are_written(exports):
+    files = {"model.ts", "model.onnx", "model.pt2", "model.safetensors"}
+    assert {path.name for path in exports.iterdir()} == files | {"exports.md"}
+    table = (exports / "exports.md").read_text()
+    assert all(name in table for name in files)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("shape", [(1, 32, 40, 48), (3, 16, 24, 64)], ids=["batch 1", "batch 3"])
+def test_logits_are_those_of_eager(exports, network, kind, shape):
+    file, load = FORMATS[kind]
+    images, _ = make_phantom(0, (64, 64, 64))
+    volume = torch.from_numpy(np.stack([images[name] for name in ("t1", "t1ce", "t2", "flair")]).astype(np.float32))
+    volume = (volume - volume.mean()) / volume.std()
+    batch, *sides = shape
+    image = torch.stack([volume[:, i : i + sides[0], : sides[1], : sides[2]] for i in range(batch)])
+    with torch.no_grad():
+        logits, wanted = load(exports / file)(image), network(image)
+    assert (logits - wanted).abs().max() < 1e-4
+    assert torch.equal(logits.argmax(dim=1), wanted.argmax(dim=1))
+
+
+def test_safetensors_hold_the_weights(exports, network):
+    weights = pytest.importorskip("safetensors.torch").load_file(exports / "model.safetensors")
+    state = network.state_dict()
+    assert weights.keys() == state.keys()
+    assert all(torch.equal(weights[key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_inference_writes_the_same_mask(exports, checkpoint, config_file, tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(BUNDLE)
+    write_phantoms(tmp_path / "cases", 1, (40, 44, 36))
+    overlay = str(BUNDLE / "configs" / f"inference_{kind}.json")
+    runs = {
+        "eager": {"config_file": config_file, "checkpoint": str(checkpoint)},
+        "exported": {"config_file": [*config_file, overlay], "exported": str(exports / FORMATS[kind][0])},
+    }
+    masks = []
+    for name, options in runs.items():
+        folder = tmp_path / name
+        monai.bundle.run(dataset_dir=str(tmp_path / "cases"), output_dir=str(folder), logging_file=False, **options)
+        masks.append(np.asarray(nib.load(folder / "phantom_000_seg.nii.gz").dataobj))
+    assert masks[0].any()
+    np.testing.assert_array_equal(*masks)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_an_exported_network_that_is_not_there(config_file, tmp_path, kind):
+    with pytest.raises(InputError, match=r"no\.file is not there: python -m scripts.export writes it"):
+        FORMATS[kind][1](str(tmp_path / "no.file"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--size", "32", "36", "32"], "size should be divisible by 8, from 16 on, W is 36."),
+        (["--checkpoint", "/no/model.pt"], "The weights /no/model.pt are not there"),
+    ],
+    ids=["size", "weights"],
+)
+def test_bad_input_ends_in_one_sentence_and_writes_nothing(checkpoint, config_file, tmp_path, arguments, sentence):
+    folder = tmp_path / "exports"
+    options = ["--checkpoint", str(checkpoint), "--output_dir", str(folder), "--config_file", *config_file]
+    assert sentence in str(main([*options, *arguments]))
+    assert not folder.exists()
+
+
+def test_an_export_that_fails_leaves_nothing(checkpoint, config_file, tmp_path, monkeypatch):
+    def compare(*_: object) -> str:
+        raise InputError("The logits differ.")
+
+    monkeypatch.setattr(export_module, "compare", compare)
+    for name in ("write_torchscript", "write_onnx", "write_torch_export"):
+        monkeypatch.setattr(export_module, name, lambda path, *_: path.touch())
+    (tmp_path / "model.ts").write_text("the old one")
+    with pytest.raises(InputError, match="The logits differ"):
+        export(tmp_path, checkpoint, config_file)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("model.ts", "the old one")]
+
+
+def test_a_package_that_is_missing_is_named(checkpoint, config_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_module, "PACKAGES", ("torch", "not_a_package"))
+    with pytest.raises(InputError) as raised:
+        export(tmp_path / "exports", checkpoint, config_file)
+    assert one_sentence(raised.value) == "Export needs not_a_package: pip install not_a_package."
+    assert not (tmp_path / "exports").exists()

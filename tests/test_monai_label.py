@@ -1,0 +1,246 @@
+"""MONAI Label serves the bundle from a folder, without a network: labels, masks, training.
+
+The server runs in an environment of its own, ``.venv-clients``, made from ``requirements-clients.txt`` at first use.
+Its masks are compared with those of ``inference.json`` on the same studies and weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+
+from scripts.networks import MISSU
+from scripts.phantom import make_phantom
+
+pytestmark = pytest.mark.clients
+
+ROOT = Path(__file__).parents[1]
+REQUIREMENTS = ROOT / "requirements-clients.txt"
+ENVIRONMENT = ROOT / ".venv-clients"
+PYTHON = ENVIRONMENT / "bin" / "python"
+
+MODEL = "missu_brats_mri_segmentation"
+MODALITIES = ("t1", "t1ce", "t2", "flair")
+SIZE = 32
+TINY = {"hidden_size": 32, "mlp_dim": 32, "num_layers": 1, "num_heads": 4}
+# Oblique, and not in the order left, posterior, superior: a server that mixes up axes or signs cannot hide here.
+AFFINE = np.eye(4)
+AFFINE[:3, :3] = Rotation.from_euler("zxy", (75, 8, -5), degrees=True).as_matrix() * (-1.25, 1.5, 2.0)
+AFFINE[:3, 3] = (33, -21, 12)
+
+
+@dataclass
+class Server:
+    """A running server: its address, its folders, and what it has logged so far."""
+
+    url: str
+    bundle: Path
+    studies: Path
+    log: Path
+
+    def request(self, method: str, path: str, body: bytes = b"", content_type: str = "application/json") -> bytes:
+        headers = {"Content-Type": content_type}
+        request = urllib.request.Request(self.url + path, data=body, headers=headers, method=method)
+        with urllib.request.urlopen(request, timeout=600) as response:
+            return response.read()
+
+    def segment(self, image: str, output: Path) -> Path:
+        output.write_bytes(self.request("POST", f"/infer/{MODEL}?image={image}&output=image"))
+        return output
+
+    def save_label(self, image: str, label: Path) -> None:
+        """What an annotator's viewer does with a finished label."""
+        boundary = b"--parts"
+        head = f'Content-Disposition: form-data; name="label"; filename="{label.name}"\r\n\r\n'.encode()
+        body = b"\r\n".join([b"--" + boundary, head + label.read_bytes(), b"--" + boundary + b"--", b""])
+        content_type = f"multipart/form-data; boundary={boundary.decode()}"
+        self.request("PUT", f"/datastore/label?image={image}&tag=final", body, content_type)
+
+
+@pytest.fixture(scope="module")
+def environment() -> Path:
+    """The Python of the server's environment."""
+    stamp = ENVIRONMENT / "installed"
+    if not stamp.is_file() or stamp.stat().st_mtime < REQUIREMENTS.stat().st_mtime:
+        subprocess.run([sys.executable, "-m", "venv", ENVIRONMENT], check=True)
+        subprocess.run([PYTHON, "-m", "pip", "install", "--quiet", "-r", REQUIREMENTS], check=True)
+        stamp.touch()
+    return PYTHON
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three studies of a file per modality (``case_0`` to ``case_2``), and three of one 4D file."""
+    folder = tmp_path_factory.mktemp("studies")
+
+    def save(name: str, volume: np.ndarray) -> None:
+        nib.save(nib.Nifti1Image(volume, AFFINE), folder / f"{name}.nii.gz")
+
+    for number in range(3):
+        images, label = make_phantom(number, (40, 44, 36))
+        for modality in MODALITIES:
+            save(f"case_{number}_{modality}", images[modality])
+        save(f"case_{number}_seg", label)
+        if number == 0:
+            save("whole_4d", np.stack([images[modality] for modality in MODALITIES], axis=-1))
+            save("three_4d", np.stack([images[modality] for modality in MODALITIES[:3]], axis=-1))
+    return folder
+
+
+def edit(config: Path, **values: object) -> None:
+    """Sets knobs, and the size of the network, in a config."""
+    content = json.loads(config.read_text()) | values
+    content["network_def"] |= TINY
+    config.write_text(json.dumps(content, indent=4))
+
+
+@pytest.fixture(scope="module")
+def server(environment: Path, studies: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("monai_label")
+    # A proxy that is not there: what is not on this machine cannot be reached.
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    settings = {"PYTHONPATH": str(ROOT / "tests" / "monai_label"), "PATH": f"{PYTHON.parent}:{os.environ['PATH']}"}
+    filters = {"MONAI_LABEL_DATASTORE_FILE_EXT": '["*_flair.nii.gz", "*_4d.nii.gz"]'}
+    env = os.environ | nowhere | settings | filters
+    command = [environment, "-m", "monailabel.main"]
+    download = ["apps", "--download", "--name", "monaibundle", "--output", folder / "apps"]
+    subprocess.run([*command, *download], check=True, env=env, cwd=folder, capture_output=True, timeout=300)
+
+    app = folder / "apps" / "monaibundle"
+    bundle = app / "model" / MODEL
+    ignored = shutil.ignore_patterns("demo", "eval", "data", "__pycache__", "*.pt")
+    shutil.copytree(ROOT / "bundle", bundle, ignore=ignored)
+    edit(bundle / "configs" / "inference.json", roi_size=[SIZE] * 3)
+    edit(bundle / "configs" / "train.json", roi_size=[SIZE] * 3, batch_size=1, num_workers=0)
+    torch.manual_seed(0)
+    torch.save(MISSU(img_size=SIZE, **TINY).state_dict(), bundle / "models" / "model.pt")
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = folder / "server.log"
+    options = ["--app", app, "--studies", studies, "--host", "127.0.0.1", "--port", str(port)]
+    conf = ["--conf", "models", MODEL, "--conf", "zoo_source", "local", "--conf", "sam2", "false"]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*command, "start_server", *options, *conf],
+            env=env,
+            cwd=folder,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        running = Server(f"http://127.0.0.1:{port}", bundle, studies, log)
+        wait_for(running, process)
+        yield running
+    finally:
+        for name in (signal.SIGTERM, signal.SIGKILL):  # the whole session: a server may have workers
+            if process.poll() is None:
+                os.killpg(process.pid, name)
+                try:
+                    process.wait(20)
+                except subprocess.TimeoutExpired:
+                    continue
+
+
+def wait_for(server: Server, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            server.request("GET", "/info/")
+        except OSError:
+            time.sleep(1)
+        else:
+            return
+    pytest.fail(f"The server did not start:\n{server.log.read_text()[-3000:]}")
+
+
+@pytest.fixture(scope="module")
+def expected(server: Server, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+    """The mask of ``case_0`` by the bundle's own ``inference.json``, with the server's weights."""
+    folder = tmp_path_factory.mktemp("expected")
+    for modality in MODALITIES:
+        shutil.copy(server.studies / f"case_0_{modality}.nii.gz", folder)
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.json"]
+    options = ["--dataset_dir", folder, "--output_dir", folder / "masks", "--num_workers", "0"]
+    subprocess.run([*command, *options], cwd=server.bundle, check=True, timeout=300)
+    return np.asarray(nib.load(folder / "masks" / "case_0_seg.nii.gz").dataobj)
+
+
+def test_info_names_the_values_of_the_mask(server):
+    info = json.loads(server.request("GET", "/info/"))
+    assert info["models"][MODEL]["labels"] == {"ncr/net": 1, "ed": 2, "et": 3}
+    assert MODEL in info["trainers"]
+
+
+@pytest.mark.parametrize("image", ["case_0", "whole"], ids=["a file per modality", "one 4D file"])
+def test_mask_is_that_of_the_bundle_in_the_space_of_the_study(server, expected, tmp_path, image):
+    path = server.segment(image, tmp_path / "mask.nii.gz")
+    mask = nib.load(path)
+    np.testing.assert_allclose(mask.affine, AFFINE, atol=1e-4)
+    assert mask.get_data_dtype() == np.uint8
+    assert set(np.unique(mask.dataobj)) == {0, 1, 2, 3}  # else the comparison would say little
+    np.testing.assert_array_equal(np.asarray(mask.dataobj), expected)
+
+
+def test_simpleitk_sees_the_geometry_of_the_study(server, tmp_path):
+    """As 3D Slicer reads files; the mask against a modality of the study."""
+    mask = server.segment("case_0", tmp_path / "mask.nii.gz")
+    script = """
+import json, sys
+import SimpleITK
+images = [SimpleITK.ReadImage(path) for path in sys.argv[1:]]
+print(json.dumps([[*image.GetSize(), *image.GetSpacing(), *image.GetOrigin(), *image.GetDirection()] for image in images]))
+"""
+    study = server.studies / "case_0_flair.nii.gz"
+    output = subprocess.run([PYTHON, "-c", script, mask, study], check=True, capture_output=True, timeout=120).stdout
+    of_mask, of_study = json.loads(output)
+    np.testing.assert_allclose(of_mask, of_study, atol=1e-4)
+
+
+def test_a_study_of_three_channels_is_refused_with_a_sentence(server, tmp_path):
+    with pytest.raises(urllib.error.HTTPError):
+        server.segment("three", tmp_path / "mask.nii.gz")
+    sentence = "should be 3D with 4 channel(s) (t1, t1ce, t2, flair), it has 3 channel(s)"
+    deadline = time.monotonic() + 10  # the traceback is logged after the answer
+    while sentence not in server.log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert sentence in server.log.read_text()
+
+
+def test_training_on_labels_of_both_conventions(server, tmp_path):
+    """A label of BraTS 2018, where the enhancing tumor is 4, and one saved in a viewer, where it is 3."""
+    server.save_label("case_1", server.studies / "case_1_seg.nii.gz")
+    label = nib.load(server.studies / "case_2_seg.nii.gz")
+    values = np.asarray(label.dataobj)
+    nib.save(nib.Nifti1Image(np.where(values == 4, 3, values), label.affine), tmp_path / "label.nii.gz")
+    server.save_label("case_2", tmp_path / "label.nii.gz")
+
+    weights = server.bundle / "models" / "model.pt"
+    before = torch.load(weights, weights_only=True)
+    body = json.dumps({"max_epochs": 1, "val_split": 0.5, "device": "cpu"}).encode()
+    server.request("POST", f"/train/{MODEL}?run_sync=true", body)
+    after = torch.load(weights, weights_only=True)
+    assert after.keys() == before.keys()
+    assert any((after[key] != before[key]).any() for key in before), server.log.read_text()[-3000:]
+
+    mask = nib.load(server.segment("case_0", tmp_path / "mask.nii.gz"))
+    assert mask.shape == nib.load(server.studies / "case_0_flair.nii.gz").shape
