@@ -1,14 +1,17 @@
 # make demo   trains on phantoms, scores, segments unseen ones and draws one; minutes on a CPU
 # make test   all tests
 # make lint   the style and type checks
+# make test-clients   MONAI Label, exports, federated learning: installs an environment of gigabytes first
+# make package        dist/<name>_v<version>.zip of the bundle with its weights; WEIGHTS=none: without
 
 PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV := .venv
+WEIGHTS := required
 BIN := $(abspath $(VENV)/bin)
 RUN := cd bundle && $(BIN)/python -m
 DEMO := bundle/demo
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-clients package lint clean
 .DELETE_ON_ERROR:
 
 $(VENV)/installed: requirements.txt
@@ -29,6 +32,16 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
+
+test-clients: $(VENV)/clients
+	$(BIN)/python -m pytest -m clients
+
+$(VENV)/clients: $(VENV)/installed requirements-exports.txt
+	$(BIN)/pip install --quiet --requirement requirements-exports.txt
+	touch $@
+
+package: $(VENV)/installed
+	$(BIN)/python tools/package.py --weights $(WEIGHTS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check

@@ -1,4 +1,4 @@
-"""The exported networks: the same logits as eager PyTorch at any batch and size, the same masks by ``inference.json``."""
+"""The exported networks: the logits of eager PyTorch at any batch and size, the same masks by ``inference.json``."""
 
 from __future__ import annotations
 

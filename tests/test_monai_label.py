@@ -128,7 +128,14 @@ def server(environment: Path, studies: Path, tmp_path_factory: pytest.TempPathFa
     ignored = shutil.ignore_patterns("demo", "eval", "data", "__pycache__", "*.pt")
     shutil.copytree(ROOT / "bundle", bundle, ignore=ignored)
     edit(bundle / "configs" / "inference.json", roi_size=[SIZE] * 3)
-    edit(bundle / "configs" / "train.json", roi_size=[SIZE] * 3, batch_size=1, num_workers=0)
+    # Labels that a viewer saves hold the values of our masks.
+    edit(
+        bundle / "configs" / "train.json",
+        roi_size=[SIZE] * 3,
+        batch_size=1,
+        num_workers=0,
+        label_convention="brats2023",
+    )
     torch.manual_seed(0)
     torch.save(MISSU(img_size=SIZE, **TINY).state_dict(), bundle / "models" / "model.pt")
 
@@ -208,7 +215,7 @@ def test_simpleitk_sees_the_geometry_of_the_study(server, tmp_path):
 import json, sys
 import SimpleITK
 images = [SimpleITK.ReadImage(path) for path in sys.argv[1:]]
-print(json.dumps([[*image.GetSize(), *image.GetSpacing(), *image.GetOrigin(), *image.GetDirection()] for image in images]))
+print(json.dumps([[*i.GetSize(), *i.GetSpacing(), *i.GetOrigin(), *i.GetDirection()] for i in images]))
 """
     study = server.studies / "case_0_flair.nii.gz"
     output = subprocess.run([PYTHON, "-c", script, mask, study], check=True, capture_output=True, timeout=120).stdout
@@ -226,13 +233,12 @@ def test_a_study_of_three_channels_is_refused_with_a_sentence(server, tmp_path):
     assert sentence in server.log.read_text()
 
 
-def test_training_on_labels_of_both_conventions(server, tmp_path):
-    """A label of BraTS 2018, where the enhancing tumor is 4, and one saved in a viewer, where it is 3."""
-    server.save_label("case_1", server.studies / "case_1_seg.nii.gz")
-    label = nib.load(server.studies / "case_2_seg.nii.gz")
-    values = np.asarray(label.dataobj)
-    nib.save(nib.Nifti1Image(np.where(values == 4, 3, values), label.affine), tmp_path / "label.nii.gz")
-    server.save_label("case_2", tmp_path / "label.nii.gz")
+def test_training_on_labels_saved_in_a_viewer(server, tmp_path):
+    for case_id in ("case_1", "case_2"):
+        label = nib.load(server.studies / f"{case_id}_seg.nii.gz")
+        values = np.asarray(label.dataobj)
+        nib.save(nib.Nifti1Image(np.where(values == 4, 3, values), label.affine), tmp_path / "label.nii.gz")
+        server.save_label(case_id, tmp_path / "label.nii.gz")
 
     weights = server.bundle / "models" / "model.pt"
     before = torch.load(weights, weights_only=True)

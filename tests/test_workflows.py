@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -79,7 +81,30 @@ def test_training_saves_the_inference_network_alone(trained):
     for name in ("model.pt", "model_final.pt"):
         weights = torch.load(output / "models" / name, weights_only=True)
         MISSU(img_size=16, **SMALL_NETWORK).load_state_dict(weights)  # strict: all keys, no other
-    assert sorted(path.name for path in (output / "models").iterdir()) == ["model.pt", "model_final.pt"]
+    names = ["model.json", "model.pt", "model_final.json", "model_final.pt"]
+    assert sorted(path.name for path in (output / "models").iterdir()) == names
+
+
+def test_the_weights_have_a_record_of_what_they_come_from(trained, phantoms):
+    path = trained[0] / "models" / "model.pt"
+    record = json.loads(path.with_suffix(".json").read_text())
+    assert record["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert record["dataset"] == phantoms.name
+    assert len(record["cases"]) == 3
+    assert set(record["cases"]) <= {f"phantom_{i:03d}" for i in range(5)}
+    assert record["settings"]["label_convention"] == "brats2018"
+    assert record["settings"]["modalities"] == ["t1", "t1ce", "t2", "flair"]
+
+
+def test_inference_says_where_the_weights_come_from_and_checks_them(trained, phantoms, tmp_path):
+    weights = trained[0] / "models" / "model.pt"
+    result = segment(phantoms, weights, tmp_path / "masks")
+    assert f"trained on {phantoms.name} (3 cases)" in result.stdout
+    copy = shutil.copytree(weights.parent, tmp_path / "models")
+    torch.save(small_weights(), copy / "model.pt")
+    result = segment(phantoms, copy / "model.pt", tmp_path / "others")
+    assert result.returncode != 0
+    assert "the sha256 differs" in result.stderr.strip().splitlines()[-1]
 
 
 def test_training_shows_the_loss_terms_apart(trained):

@@ -1,23 +1,38 @@
-"""Weights on disk: written whole or not at all, and loaded only where they fit."""
+"""Weights on disk: written whole or not at all, loaded only where they fit, with a record of what they come from."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
+import monai
+import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
+from .cases import case_of
 from .errors import InputError
 
-__all__ = ["CheckpointLoader", "WeightsSaver", "load_weights", "save_weights"]
+__all__ = ["CheckpointLoader", "WeightsSaver", "describe", "load_weights", "read_record", "save_weights"]
+
+logger = logging.getLogger(__name__)
+
+METADATA = Path(__file__).parents[1] / "configs" / "metadata.json"
 
 
-def save_weights(network: nn.Module, path: str | Path) -> None:
-    """Writes a network's ``state_dict``; a file that was there is replaced at the end, in one step."""
+def save_weights(network: nn.Module, path: str | Path, record: Mapping[str, Any] | None = None) -> None:
+    """Writes a network's ``state_dict``; a file that was there is replaced at the end, in one step.
+
+    The record of the weights goes beside them, with their sha256: ``model.json`` beside ``model.pt``. At no time is
+    there a record of other weights.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -26,9 +41,51 @@ def save_weights(network: nn.Module, path: str | Path) -> None:
             torch.save(network.state_dict(), file)
             file.flush()
             os.fsync(file.fileno())
+        path.with_suffix(".json").unlink(missing_ok=True)
         os.replace(temporary, path)
+        if record is not None:
+            temporary.write_text(json.dumps({**record, "sha256": sha256(path)}, indent=2) + "\n")
+            os.replace(temporary, path.with_suffix(".json"))
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def read_record(path: str | Path) -> dict[str, Any] | None:
+    """The record beside weights; ``None`` where there is none.
+
+    Raises:
+        InputError: when it cannot be read, or is that of other weights.
+    """
+    path = Path(path)
+    file = path.with_suffix(".json")
+    if not file.is_file():
+        return None
+    try:
+        record = json.loads(file.read_text())
+        digest = record["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"The record {file} of the weights {path} cannot be read: delete it to go on without."
+        ) from error
+    if digest != sha256(path):
+        raise InputError(
+            f"The weights {path} are not those that {file} tells of, the sha256 differs: "
+            f"restore them, or delete {file}."
+        )
+    return record
+
+
+def describe(path: str | Path) -> str:
+    """One line on where weights come from, by their record."""
+    record = read_record(path)
+    if record is None:
+        return f"{path}: of unknown origin, there is no {Path(path).stem}.json beside it."
+    metrics = "".join(f", {name} {value:.3f}" for name, value in record["metrics"].items())
+    return f"{path}: trained on {record['dataset']} ({len(record['cases'])} cases), epoch {record['epoch']}{metrics}."
 
 
 def load_weights(network: nn.Module, path: str | Path) -> None:
@@ -73,6 +130,9 @@ class CheckpointLoader:
 
     def __call__(self, engine: Engine) -> None:
         load_weights(self.network, self.load_path)
+        line = describe(self.load_path)
+        if idist.get_rank() == 0:
+            logger.info(line)
 
 
 class WeightsSaver:
@@ -84,12 +144,23 @@ class WeightsSaver:
         path: file to write.
         network: the network whose weights are kept.
         only_best: ``True`` for a validation, whose key metric decides; ``False`` for the end of a training.
+        data: the list of cases trained on, for the record beside the weights; ``None`` for no record.
+        settings: what else the record tells of the training.
     """
 
-    def __init__(self, path: str, network: nn.Module, only_best: bool) -> None:
+    def __init__(
+        self,
+        path: str,
+        network: nn.Module,
+        only_best: bool,
+        data: Iterable[Mapping[str, Any]] | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path = path
         self.network = network
         self.only_best = only_best
+        self.data = data
+        self.settings = settings or {}
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_COMPLETED if self.only_best else Events.COMPLETED, self)
@@ -98,4 +169,21 @@ class WeightsSaver:
         state: Any = engine.state
         is_due = not self.only_best or state.best_metric_epoch == state.epoch
         if is_due and idist.get_rank() == 0:
-            save_weights(self.network, self.path)
+            save_weights(self.network, self.path, None if self.data is None else self.record(state))
+
+    def record(self, state: Any) -> dict[str, Any]:
+        images = [item["image"] for item in self.data or ()]
+        files = [str(next(iter(image.values())) if isinstance(image, Mapping) else image) for image in images]
+        return {
+            "dataset": Path(os.path.commonpath([os.path.dirname(file) for file in files])).name,
+            "cases": sorted(case_of(file).case_id for file in files),
+            "settings": dict(self.settings),
+            "epoch": state.epoch,
+            "metrics": {name: float(value) for name, value in state.metrics.items()},
+            "versions": {
+                "bundle": json.loads(METADATA.read_text())["version"],
+                "monai": monai.__version__,
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+            },
+        }

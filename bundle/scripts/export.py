@@ -2,8 +2,9 @@
 
     python -m scripts.export --checkpoint models/model.pt --output_dir models
 
-writes ``model.ts``, ``model.onnx``, ``model.pt2`` and ``model.safetensors``, compares each with eager PyTorch on the same
-weights, and writes the table of that, ``exports.md``. ``configs/inference_*.json`` run inference on the exported networks.
+writes ``model.ts``, ``model.onnx``, ``model.pt2`` and ``model.safetensors``, compares each with eager PyTorch on the
+same weights, and writes the table of that, ``exports.md``. ``configs/inference_*.json`` run inference on the exported
+networks.
 Batch and size are dynamic in all of them; sides are divisible by 8.
 """
 
@@ -133,14 +134,16 @@ def onnx_group_norm(
 ) -> Any:
     """GroupNorm of (B, C, H, W, D) in ONNX, by the mean along one axis after the other.
 
-    torch writes it as InstanceNormalization, which ONNX Runtime sums up in float32, voxel after voxel: at 96^3 the result
-    is wrong by 5e-3, this one by 2e-6.
+    torch writes it as InstanceNormalization, which ONNX Runtime sums up in float32, voxel after voxel: at 96^3 the
+    result is wrong by 5e-3, this one by 2e-6.
     """
 
     def mean_of_group(x: Any) -> Any:
         for axis in (4, 3, 2):
             x = op.ReduceMean(x, op.Constant(value_ints=[axis]), keepdims=1)
-        groups = op.Reshape(x, op.Constant(value_ints=[0, num_groups, -1]))  # (B, C, 1, 1, 1) -> (B, groups, C / groups)
+        groups = op.Reshape(
+            x, op.Constant(value_ints=[0, num_groups, -1])
+        )  # (B, C, 1, 1, 1) -> (B, groups, C / groups)
         mean = op.Expand(op.ReduceMean(groups, op.Constant(value_ints=[2]), keepdims=1), op.Shape(groups))
         return op.Reshape(mean, op.Constant(value_ints=[0, -1, 1, 1, 1]))  # (B, groups, C / groups) -> (B, C, 1, 1, 1)
 

@@ -77,7 +77,7 @@ class LoadImageCased(LoadImaged):
             image = cast(MetaTensor, torch.cat(tuple(volumes)))
         else:
             channels = read(self.loader, case_id, files, channels=self.channel_order)
-            image = channels[[self.channel_order.index(name) for name in self.modalities]]
+            image = cast(MetaTensor, channels[[self.channel_order.index(name) for name in self.modalities]])
         for name, volume in zip(self.modalities, image):
             file = files[name] if isinstance(files, Mapping) else files
             if not torch.isfinite(volume).all():

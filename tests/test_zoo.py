@@ -1,0 +1,126 @@
+"""What the model zoo asks of a bundle, and the package: verified by MONAI's own commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import monai.bundle
+import nibabel as nib
+import pytest
+import torch
+
+from scripts.networks import MISSU
+from scripts.phantom import write_phantoms
+
+ROOT = Path(__file__).parents[1]
+BUNDLE = ROOT / "bundle"
+METADATA = str(BUNDLE / "configs" / "metadata.json")
+INFERENCE = str(BUNDLE / "configs" / "inference.json")
+TINY = {"init_filters": 8, "hidden_size": 16, "mlp_dim": 16, "num_layers": 1, "num_heads": 2}
+SMALL = {"roi_size": [16, 16, 16], "num_workers": 0} | {f"network_def#{name}": value for name, value in TINY.items()}
+
+
+@pytest.fixture(scope="module")
+def network() -> MISSU:
+    torch.manual_seed(0)
+    return MISSU(img_size=16, **TINY).eval()
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, network: MISSU) -> Path:
+    """A copy of the bundle, with weights, and with what runs leave behind."""
+    copy = tmp_path / "bundle"
+    ignored = shutil.ignore_patterns("demo", "eval", "data", "__pycache__", "*.pt")
+    shutil.copytree(BUNDLE, copy, ignore=ignored)
+    torch.save(network.state_dict(), copy / "models" / "model.pt")
+    for left in ("eval/case_1.nii.gz", "demo/x.nii.gz", "data/x.nii.gz", "scripts/__pycache__/x.pyc", "models/x.ts"):
+        (copy / left).parent.mkdir(exist_ok=True)
+        (copy / left).touch()
+    (copy / "configs" / "datalist.json").touch()  # names of patients
+    return copy
+
+
+def package(bundle: Path, output_dir: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, ROOT / "tools" / "package.py", "--bundle", bundle, "--output_dir", output_dir, *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_metadata_fits_the_schema(tmp_path):
+    schema = os.environ.get("MISSU_METADATA_SCHEMA")
+    if not schema:
+        pytest.skip("MISSU_METADATA_SCHEMA is not set: it names a copy of the file that metadata.json gives as schema")
+    copy = shutil.copy(schema, tmp_path / "schema.json")
+    monai.bundle.verify_metadata(meta_file=METADATA, filepath=str(copy))  # does not download what is there
+
+
+def test_metadata_gives_the_shapes_of_the_network(monkeypatch):
+    monkeypatch.chdir(BUNDLE)
+    monai.bundle.verify_net_in_out(
+        net_id="network_def", meta_file=METADATA, config_file=INFERENCE, n=2, p=1, any=16, device="cpu", **SMALL
+    )
+
+
+def test_torchscript_by_ckpt_export(network, bundle, tmp_path, monkeypatch):
+    monkeypatch.chdir(bundle)
+    path = tmp_path / "model.ts"
+    monai.bundle.ckpt_export(
+        "network_def", str(path), "models/model.pt", "configs/metadata.json", "configs/inference.json", **SMALL
+    )
+    scripted = torch.jit.load(path)
+    image = torch.rand(2, 4, 16, 24, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert (scripted(image) - network(image)).abs().max() < 1e-4
+
+
+def test_packages_are_the_same_bytes(bundle, tmp_path):
+    first = package(bundle, tmp_path / "a")
+    for path in bundle.rglob("*"):
+        os.utime(path, (1e9, 1e9))
+    (bundle / "LICENSE").chmod(0o600)
+    second = package(bundle, tmp_path / "b")
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    version = json.loads(Path(METADATA).read_text())["version"]
+    names = {f"missu_brats_mri_segmentation_v{version}.zip", f"missu_brats_mri_segmentation_v{version}.zip.sha256"}
+    assert {path.name for path in (tmp_path / "a").iterdir()} == names
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_no_package_without_weights_unless_told(bundle, tmp_path):
+    (bundle / "models" / "model.pt").unlink()
+    refused = package(bundle, tmp_path / "dist")
+    assert refused.returncode == 1
+    assert "model.pt is not there: train first, or package with WEIGHTS=none." in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert not (tmp_path / "dist").exists()
+    assert package(bundle, tmp_path / "dist", "--weights", "none").returncode == 0
+
+
+def test_unpacked_it_segments_in_an_empty_folder(bundle, tmp_path):
+    done = package(bundle, tmp_path / "dist")
+    with zipfile.ZipFile(done.stdout.strip()) as archive:
+        names = {name.partition("/")[2] for name in archive.namelist()}
+        archive.extractall(tmp_path / "empty")
+    assert {"LICENSE", "configs/metadata.json", "configs/inference.json", "models/model.pt"} <= names
+    assert not [name for name in names if name.startswith(("eval", "demo", "data")) or name.endswith((".pyc", ".ts"))]
+    assert "configs/datalist.json" not in names
+
+    (folder,) = (tmp_path / "empty").iterdir()
+    write_phantoms(tmp_path / "cases", 1, (32, 36, 32))
+    options = [text for key, value in SMALL.items() for text in (f"--{key}", str(value))]
+    paths = ["--dataset_dir", tmp_path / "cases", "--output_dir", tmp_path / "masks"]
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.json", *paths, *options]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, env=without_path())
+    assert done.returncode == 0, done.stderr
+    assert "models/model.pt: of unknown origin" in done.stdout
+    assert nib.load(tmp_path / "masks" / "phantom_000_seg.nii.gz").shape == (32, 36, 32)
+
+
+def without_path() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
