@@ -22,6 +22,7 @@ from matplotlib.patches import Patch
 
 from .cases import LABEL, MODALITIES, case_of
 from .labels import LABEL_CONVENTIONS, values_to_classes
+from .transforms import air
 
 # Colors of Okabe and Ito, which stay apart for color-blind readers and against grey.
 CLASSES = {1: ("NCR/NET", "#0072B2"), 2: ("ED", "#F0E442"), 3: ("ET", "#D55E00")}
@@ -210,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> str | None:
         loaded = {name: load_canonical(case.file(name)) for name in args.modalities}
         truth = _load_classes(case.file(LABEL) if LABEL in case.files else None, args.truth_convention)
         prediction = _load_classes(args.prediction, args.prediction_convention)
-        images = {name: volume for name, (volume, _) in loaded.items()}
+        images = {name: volume - air(volume) for name, (volume, _) in loaded.items()}
         spacing_mm = next(iter(loaded.values()))[1]
         print(draw_case(images, truth, prediction, args.output, spacing_mm, title=case.case_id))
     except (OSError, ValueError) as error:

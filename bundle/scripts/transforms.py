@@ -6,6 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
@@ -120,7 +121,7 @@ def check_same_space(case_id: str | None, volume: MetaTensor, reference: MetaTen
         )
 
 
-def air(volume: torch.Tensor) -> float:
+def air(volume: torch.Tensor | np.ndarray) -> float:
     """The value of the air in a volume (H, W, D): what fills all eight corners, else 0."""
     corners = volume[:: volume.shape[0] - 1 or 1, :: volume.shape[1] - 1 or 1, :: volume.shape[2] - 1 or 1]
     value = float(corners.flatten()[0])
