@@ -19,6 +19,7 @@ from torch import nn
 
 from .cases import case_of
 from .errors import InputError
+from .files import whole_file
 
 __all__ = ["CheckpointLoader", "WeightsSaver", "describe", "load_weights", "read_record", "save_weights"]
 
@@ -34,20 +35,15 @@ def save_weights(network: nn.Module, path: str | Path, record: Mapping[str, Any]
     there a record of other weights.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with whole_file(path) as temporary:
         with open(temporary, "wb") as file:
             torch.save(network.state_dict(), file)
             file.flush()
             os.fsync(file.fileno())
         path.with_suffix(".json").unlink(missing_ok=True)
-        os.replace(temporary, path)
-        if record is not None:
+    if record is not None:
+        with whole_file(path.with_suffix(".json")) as temporary:
             temporary.write_text(json.dumps({**record, "sha256": sha256(path)}, indent=2) + "\n")
-            os.replace(temporary, path.with_suffix(".json"))
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
-from pathlib import Path
 from typing import Any
 
 from monai.data import Dataset, NibabelWriter
 from monai.engines import SupervisedEvaluator
 
 from .errors import InputError, one_sentence
+from .files import whole_file
 
 __all__ = ["AtomicNibabelWriter", "CaseDataset", "CaseEvaluator"]
 
@@ -62,12 +61,7 @@ class AtomicNibabelWriter(NibabelWriter):
     """Writer for ``SaveImaged`` that leaves a whole file or none."""
 
     def write(self, filename: Any, verbose: bool = False, **kwargs: Any) -> None:
-        path = Path(filename)
-        temporary = path.with_name(f".{os.getpid()}.{path.name}")
-        try:
+        with whole_file(filename) as temporary:
             super().write(temporary, verbose=False, **kwargs)
-            os.replace(temporary, path)
-            if verbose:
-                logger.info(f"Saved {path}")
-        finally:
-            temporary.unlink(missing_ok=True)
+        if verbose:
+            logger.info(f"Saved {filename}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.metrics import HausdorffDistanceMetric
 from monai.utils import string_list_all_gather
+
+from .files import whole_file
 
 __all__ = ["BratsHausdorffDistanceMetric", "EvaluationReport"]
 
@@ -89,10 +90,8 @@ def write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
     """Writes a CSV file whole or not at all."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text.getvalue())
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        temporary.write_text(text.getvalue())
 
 
 def table(regions: Sequence[str], columns: dict[str, np.ndarray], num_cases: int) -> str:

@@ -8,7 +8,6 @@ The display is radiological: the patient's left is on the right of the picture, 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from .cases import LABEL, MODALITIES, case_of
+from .files import whole_file
 from .labels import LABEL_CONVENTIONS, values_to_classes
 from .transforms import air
 
@@ -174,13 +174,8 @@ def draw_case(
             handles=patches, loc="lower center", ncols=3, frameon=False, labelcolor=INK, fontsize=8, borderaxespad=0.6
         )
 
-    output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    try:
+    with whole_file(output) as unfinished:
         FigureCanvasAgg(figure).print_png(unfinished)
-        os.replace(unfinished, output)
-    finally:
-        unfinished.unlink(missing_ok=True)
     return output
 
 

@@ -133,17 +133,25 @@ def is_nonzero(image: torch.Tensor) -> torch.Tensor:
     return image != 0
 
 
-class ValuesToClassesd(MapTransform):
-    """A label's values become the classes of the network, by a convention of ``scripts/labels.py``.
+class ConventionTransform(MapTransform):
+    """What both directions share: the keys, and a convention of ``scripts/labels.py``.
 
     Raises:
-        InputError: when the label holds a value that the convention does not define.
+        InputError: when the convention is unknown, before the first case.
     """
 
     def __init__(self, keys: KeysCollection, label_convention: str) -> None:
         super().__init__(keys)
-        convention_table(label_convention)  # refuses an unknown one before the first case
+        convention_table(label_convention)
         self.label_convention = label_convention
+
+
+class ValuesToClassesd(ConventionTransform):
+    """A label's values, as they stand in a file, become the classes of the network.
+
+    Raises:
+        InputError: when the label holds a value that the convention does not define.
+    """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
@@ -156,13 +164,8 @@ class ValuesToClassesd(MapTransform):
         return d
 
 
-class ClassesToValuesd(MapTransform):
-    """The classes of a prediction become the values of a convention of ``scripts/labels.py``, for a mask to save."""
-
-    def __init__(self, keys: KeysCollection, label_convention: str) -> None:
-        super().__init__(keys)
-        convention_table(label_convention)  # refuses an unknown one before the first case
-        self.label_convention = label_convention
+class ClassesToValuesd(ConventionTransform):
+    """The classes of a prediction become the values of a mask to save."""
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
