@@ -171,6 +171,31 @@ def test_label_convention_decides_the_values(phantoms, weights, tmp_path):
     np.testing.assert_array_equal(old, np.where(new == 3, 4, new))
 
 
+def test_a_convention_with_a_class_of_its_own_trains_scores_and_segments(phantoms, tmp_path):
+    """Phantoms with a cavity, 4 in BraTS 2024: one knob for all, and weights of four classes do not fit."""
+    data = tmp_path / "data"
+    shutil.copytree(phantoms, data)
+    for path in data.glob("*/*_seg.nii.gz"):
+        label = read(path)
+        label = np.where(label == 4, 3, label).astype(np.uint8)
+        label[:2, :2, :2] = 4
+        nib.save(nib.Nifti1Image(label, nib.load(path).affine), path)
+    convention = ["--label_convention", "brats2024_gli"]
+    arguments = training(data, tmp_path, "--max_epochs", "1", *convention)
+    result = run("training", "--config_file", configs("train"), *arguments)
+    assert result.returncode == 0, result.stderr
+    weights = tmp_path / "models" / "model.pt"
+    paths = ["--dataset_dir", data, "--checkpoint", weights, "--output_dir", tmp_path / "eval"]
+    result = run("evaluating", "--config_file", configs("train", "evaluate"), *paths, *SMALL, *convention)
+    assert result.returncode == 0, result.stderr
+    assert "dice_rc" in (tmp_path / "eval" / "metrics.csv").read_text().splitlines()[0].split(",")
+    result = segment(data, weights, tmp_path / "masks", *convention)
+    assert result.returncode == 0, result.stderr
+    assert set(np.unique(read(tmp_path / "masks" / "phantom_000_seg.nii.gz"))) <= {0, 1, 2, 3, 4}
+    result = segment(data, weights, tmp_path / "others")
+    assert "are of another network" in result.stderr.strip().splitlines()[-1]
+
+
 def test_an_image_turned_in_memory_gives_the_same_mask(phantoms, weights, tmp_path):
     """Another storage order of the same head: what is where in the patient stays the same."""
     turned = tmp_path / "turned" / "phantom_000"

@@ -109,7 +109,7 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
         if value.shape != wanted[key].shape:
             raise InputError(
                 f"The weights {path} are of another network: {key} has shape {list(value.shape)}, the network wants "
-                f"{list(wanted[key].shape)}; modalities and roi_size should be those of their training."
+                f"{list(wanted[key].shape)}; modalities, roi_size and label_convention should be those of the training."
             )
     network.load_state_dict(weights)
 

@@ -9,15 +9,37 @@ import torch
 
 from .errors import InputError
 
-__all__ = ["LABEL_CONVENTIONS", "classes_to_values", "convention_table", "values_to_classes"]
+__all__ = [
+    "LABEL_CONVENTIONS",
+    "classes_to_regions",
+    "classes_to_values",
+    "convention_table",
+    "num_classes",
+    "regions",
+    "values_to_classes",
+]
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 # Value in the file: class of the network, as metadata.json's channel_def names it
 # (1 necrotic and non-enhancing core, 2 edema, 3 enhancing tumor). 0 is the background everywhere.
+# What only one convention knows is class 4 of its own, so that nothing is lost on the way there and back.
 LABEL_CONVENTIONS: dict[str, dict[int, int]] = {
     "brats2018": {1: 1, 2: 2, 4: 3},  # BraTS 2018 to 2021
     "brats2023": {1: 1, 2: 2, 3: 3},  # from 2023 on, and the values of our own masks
+    "brats2024_gli": {1: 1, 2: 2, 3: 3, 4: 4},  # gliomas after treatment: 4 is the resection cavity
+    "brats_ped": {1: 3, 2: 1, 3: 4, 4: 2},  # children: 1 enhancing, 2 non-enhancing, 3 cystic, 4 edema
+    "decathlon": {1: 2, 2: 1, 3: 3},  # Medical Segmentation Decathlon, Task01
+    "nnunet": {1: 2, 2: 1, 3: 3},  # nnU-Net's own BraTS data sets
+}
+
+# Region: its classes. Whole tumor, tumor core and enhancing tumor overlap.
+REGIONS: dict[str, tuple[int, ...]] = {"tc": (1, 3), "wt": (1, 2, 3), "et": (3,)}
+REGIONS_OF_CONVENTION: dict[str, dict[str, tuple[int, ...]]] = {
+    # A cavity is no tumor: BraTS 2024 scores it apart (arXiv:2405.18368).
+    "brats2024_gli": {**REGIONS, "rc": (4,)},
+    # Cysts are part of the core (BraTS-PEDs, arXiv:2404.15009).
+    "brats_ped": {"tc": (1, 3, 4), "wt": (1, 2, 3, 4), "et": (3,), "cc": (4,)},
 }
 
 
@@ -32,6 +54,17 @@ def convention_table(convention: str) -> dict[int, int]:
     return LABEL_CONVENTIONS[convention]
 
 
+def num_classes(label_convention: str) -> int:
+    """Channels of a network for a convention, the background among them: 4, or 5 where there is a class of its own."""
+    return 1 + max(convention_table(label_convention).values())
+
+
+def regions(label_convention: str) -> dict[str, tuple[int, ...]]:
+    """The regions that are scored, with their classes: ``tc``, ``wt``, ``et`` and what the convention has besides."""
+    convention_table(label_convention)
+    return REGIONS_OF_CONVENTION.get(label_convention, REGIONS)
+
+
 def _replace(array: Array, table: dict[int, int]) -> tuple[Array, Array]:
     """The array with its values replaced, and the mask of those that the table knows (0 always)."""
     replaced = array * 0
@@ -44,7 +77,7 @@ def _replace(array: Array, table: dict[int, int]) -> tuple[Array, Array]:
 
 
 def values_to_classes(values: Array, convention: str) -> Array:
-    """Classes 0..3 from a label as it stands in a file; same type and shape.
+    """Classes from 0 from a label as it stands in a file; same type and shape.
 
     Raises:
         ValueError: when the label holds a value that the convention does not define.
@@ -60,5 +93,17 @@ def values_to_classes(values: Array, convention: str) -> Array:
 
 
 def classes_to_values(classes: Array, convention: str) -> Array:
-    """The inverse of :func:`values_to_classes`, for masks that are written."""
-    return _replace(classes, {label: value for value, label in convention_table(convention).items()})[0]
+    """The inverse of :func:`values_to_classes`, for masks that are written.
+
+    Raises:
+        ValueError: when the convention has no value for one of the classes.
+    """
+    values, known = _replace(classes, {label: value for value, label in convention_table(convention).items()})
+    if not known.all():
+        raise ValueError(f"label_convention {convention} has no value for class {float(classes[~known][0]):g}.")
+    return values
+
+
+def classes_to_regions(classes: torch.Tensor, label_convention: str) -> torch.Tensor:
+    """One channel per region of a convention: (1, H, W, D) -> (regions, H, W, D), bool."""
+    return torch.cat([torch.isin(classes, classes.new_tensor(of)) for of in regions(label_convention).values()])

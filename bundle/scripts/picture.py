@@ -25,7 +25,7 @@ from .labels import LABEL_CONVENTIONS, values_to_classes
 from .transforms import air
 
 # Colors of Okabe and Ito, which stay apart for color-blind readers and against grey.
-CLASSES = {1: ("NCR/NET", "#0072B2"), 2: ("ED", "#F0E442"), 3: ("ET", "#D55E00")}
+CLASSES = {1: ("NCR/NET", "#0072B2"), 2: ("ED", "#F0E442"), 3: ("ET", "#D55E00"), 4: ("RC / CC", "#CC79A7")}
 MODALITY_TITLES = {"t1": "T1", "t1ce": "T1ce", "t2": "T2", "flair": "FLAIR"}
 BACKGROUND, INK = "black", "#E8E8E8"
 WIDTH_PX, DPI = 1600, 200
@@ -114,7 +114,7 @@ def draw_case(
     Args:
         images: volumes (H, W, D) by modality, axes right, anterior, superior, shown in the given order. The overlays
             lie on `flair`, or on the first image if there is none of that name.
-        truth: true classes (H, W, D), 0 none, 1 NCR/NET, 2 ED, 3 ET, or None.
+        truth: true classes (H, W, D), 0 none, 1 NCR/NET, 2 ED, 3 ET, 4 cavity or cyst, or None.
         prediction: predicted classes, likewise.
         output: a `.png` file; its folder is made when missing.
         spacing_mm: size of a voxel along each axis.
@@ -169,9 +169,16 @@ def draw_case(
     if title:
         figure.text(0.5, 1 - 12 / height_px, title, color=INK, fontsize=10, ha="center", va="top")
     if overlays:
-        patches = [Patch(color=color, label=name) for name, color in CLASSES.values()]
+        seldom = any((classes == 4).any() for classes in overlays.values())
+        patches = [Patch(color=color, label=name) for index, (name, color) in CLASSES.items() if index < 4 or seldom]
         figure.legend(
-            handles=patches, loc="lower center", ncols=3, frameon=False, labelcolor=INK, fontsize=8, borderaxespad=0.6
+            handles=patches,
+            loc="lower center",
+            ncols=len(patches),
+            frameon=False,
+            labelcolor=INK,
+            fontsize=8,
+            borderaxespad=0.6,
         )
 
     with whole_file(output) as unfinished:
@@ -180,7 +187,7 @@ def draw_case(
 
 
 def _load_classes(path: Path | None, convention: str) -> np.ndarray | None:
-    """Classes 0 to 3 of a label file, axes right, anterior, superior: (H, W, D); None without a file."""
+    """Classes of a label file, axes right, anterior, superior: (H, W, D); None without a file."""
     if path is None:
         return None
     try:

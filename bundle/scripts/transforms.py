@@ -1,4 +1,4 @@
-"""Loading of a case by modality name, with its checks, and conversion of label conventions."""
+"""Loading of a case by modality name, with its checks; between a convention's values, classes and regions."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from monai.transforms import LoadImage, LoadImaged, MapTransform
 
 from .cases import case_of
 from .errors import InputError
-from .labels import classes_to_values, convention_table, values_to_classes
+from .labels import classes_to_regions, classes_to_values, convention_table, values_to_classes
 
-__all__ = ["ClassesToValuesd", "LoadImageCased", "ValuesToClassesd", "is_nonzero", "name_by_case"]
+__all__ = ["ClassesToRegionsd", "ClassesToValuesd", "LoadImageCased", "ValuesToClassesd", "is_nonzero", "name_by_case"]
 
 AFFINE_TOLERANCE = 1e-3  # mm; headers of one case differ by rounding
 
@@ -171,6 +171,16 @@ class ClassesToValuesd(ConventionTransform):
         d = dict(data)
         for key in self.key_iterator(d):
             d[key] = classes_to_values(d[key], self.label_convention)
+        return d
+
+
+class ClassesToRegionsd(ConventionTransform):
+    """Classes (1, H, W, D) become the regions of the convention (regions, H, W, D), which overlap."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = classes_to_regions(d[key], self.label_convention)
         return d
 
 
