@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,75 @@ def test_files_of_all_modalities(tmp_path):
         "BRATS_002": {"image": ["sub/BRATS_002.nii"]},
     }
     assert case_of(tmp_path / "BRATS_001.nii.gz").image(MODALITIES) == tmp_path / "BRATS_001.nii.gz"
+
+
+def write_dataset_json(root: Path, **content: object) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "dataset.json").write_text(json.dumps(content))
+
+
+DECATHLON = {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}
+
+
+def test_the_file_that_brats_2020_misnamed(tmp_path):
+    stem = "BraTS20_Training_355/BraTS20_Training_355"
+    scans = [f"{stem}_{name}.nii" for name in MODALITIES]
+    touch(tmp_path, *scans, "BraTS20_Training_355/W39_1998.09.19_Segm.nii", "elsewhere/W39_1998.09.19_Segm.nii")
+    files = {name: [path] for name, path in zip(MODALITIES, scans)}
+    files["seg"] = ["BraTS20_Training_355/W39_1998.09.19_Segm.nii"]
+    assert found(tmp_path) == {"BraTS20_Training_355": files}
+    assert case_of(tmp_path / scans[0]).file("seg").name == "W39_1998.09.19_Segm.nii"
+    touch(tmp_path, f"{stem}_seg.nii")  # as some have renamed it
+    with pytest.raises(InputError, match="seg is doubled"):
+        case_of(tmp_path / scans[0]).file("seg")
+
+
+def test_decathlon(tmp_path):
+    root = tmp_path / "Task01_BrainTumour"
+    write_dataset_json(root, modality=DECATHLON)
+    touch(root, "imagesTr/BRATS_001.nii.gz", "imagesTr/._BRATS_001.nii.gz", "labelsTr/BRATS_001.nii.gz")
+    touch(root, "imagesTs/BRATS_485.nii.gz")
+    assert found(root) == {
+        "BRATS_001": {"image": ["imagesTr/BRATS_001.nii.gz"], "seg": ["labelsTr/BRATS_001.nii.gz"]},
+        "BRATS_485": {"image": ["imagesTs/BRATS_485.nii.gz"]},
+    }
+    for case in (*find_cases(root), case_of(root / "imagesTr" / "BRATS_001.nii.gz")):
+        assert case.channels == ("flair", "t1", "t1ce", "t2")
+    touch(tmp_path, "other/a_t1.nii")  # a BraTS case beside it
+    assert sorted(found(tmp_path)) == ["BRATS_001", "BRATS_485", "a"]
+
+
+def test_nnunet(tmp_path):
+    write_dataset_json(tmp_path, channel_names={"0": "T1", "1": "T1ce", "2": "T2", "3": "Flair"})
+    touch(tmp_path, *(f"imagesTr/BRATS_001_000{index}.nii.gz" for index in range(4)), "labelsTr/BRATS_001.nii.gz")
+    touch(tmp_path, *(f"imagesTs/a_1_000{index}.nii.gz" for index in (0, 1, 3)))
+    files = {name: [f"imagesTr/BRATS_001_000{index}.nii.gz"] for index, name in enumerate(MODALITIES)}
+    assert found(tmp_path)["BRATS_001"] == {**files, "seg": ["labelsTr/BRATS_001.nii.gz"]}
+    case = case_of(tmp_path / "imagesTr" / "BRATS_001_0002.nii.gz")
+    assert case.case_id == "BRATS_001"
+    assert case.file("seg") == tmp_path / "labelsTr" / "BRATS_001.nii.gz"
+    assert case.image(["flair"]) == {"flair": tmp_path / "imagesTr" / "BRATS_001_0003.nii.gz"}
+    with pytest.raises(InputError, match=r"Case a_1: t2 is missing, there is no a_1_0002\.nii\.gz in "):
+        find_cases(tmp_path)[1].image(MODALITIES)
+
+
+@pytest.mark.parametrize(
+    ("content", "rule"),
+    [
+        (None, "should name it, it names 0"),
+        ({"channel_names": {"0": "T1"}}, "is channel 1, .*dataset.json should name it, it names 1"),
+        ({"channel_names": {"0": "T1", "1": "T1w"}}, "should name each channel once, it names t1, t1"),
+        ({"channel_names": {"a": "T1"}}, "should name the channels as"),
+        ({"channel_names": ["T1"]}, "should name the channels as"),
+    ],
+    ids=["none", "too few", "one twice", "no number", "a list"],
+)
+def test_channels_without_a_name_are_refused(tmp_path, content, rule):
+    if content is not None:
+        write_dataset_json(tmp_path, **content)
+    touch(tmp_path, "imagesTr/a_0001.nii.gz")
+    with pytest.raises(InputError, match=rule):
+        find_cases(tmp_path)
 
 
 def test_order_is_that_of_the_ids(tmp_path, monkeypatch):

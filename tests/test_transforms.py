@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from pathlib import Path
 
 import nibabel as nib
@@ -12,6 +13,7 @@ import torch
 from monai.bundle import ConfigParser
 from monai.transforms import Compose
 
+from scripts.datalist import make_datalist
 from scripts.errors import InputError
 from scripts.transforms import ClassesToValuesd, LoadImageCased, ValuesToClassesd, is_nonzero, name_by_case
 
@@ -40,6 +42,49 @@ def images(files: dict[str, Path]) -> dict[str, str]:
 def levels(image: torch.Tensor) -> list[int]:
     """The level of the brain in each channel, in hundreds: its modality, counted from 1."""
     return [round(channel[BRAIN].mean().item() / 100) for channel in image]
+
+
+def write_decathlon(root: Path, files: dict[str, Path], order: tuple[str, ...], names: tuple[str, ...]) -> str:
+    """A tiny case as one 4D file with a dataset.json that names its channels."""
+    for folder in ("imagesTr", "labelsTr"):
+        (root / folder).mkdir(parents=True)
+    volumes, affine = np.stack([read(files[name]) for name in order], axis=-1), nib.load(files["t1"]).affine
+    nib.save(nib.Nifti1Image(volumes, affine), root / "imagesTr" / "BRATS_001.nii.gz")
+    nib.save(nib.Nifti1Image(read(files["seg"]), affine), root / "labelsTr" / "BRATS_001.nii.gz")
+    (root / "dataset.json").write_text(json.dumps({"modality": dict(enumerate(names))}))
+    return str(root / "imagesTr" / "BRATS_001.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("modalities", "expected"), [(MODALITIES, [1, 2, 3, 4]), (("flair", "t1ce"), [4, 2])], ids=["four", "two"]
+)
+def test_channels_of_the_decathlon_are_taken_by_name(tiny_case, tmp_path, modalities, expected):
+    order, names = ("flair", "t1", "t1ce", "t2"), ("FLAIR", "T1w", "t1gd", "T2w")
+    path = write_decathlon(tmp_path / "Task01", tiny_case, order, names)
+    item = LoadImageCased("image", modalities)({"image": path})
+    assert levels(item["image"]) == expected
+    assert item["image"].meta["case_id"] == "BRATS_001"
+    [entry] = make_datalist(tmp_path / "Task01", modalities)["training"]
+    assert entry == {
+        "case_id": "BRATS_001",
+        "image": "imagesTr/BRATS_001.nii.gz",
+        "label": "labelsTr/BRATS_001.nii.gz",
+    }
+
+
+def test_a_channel_that_is_not_in_the_decathlons_file(tiny_case, tmp_path):
+    path = write_decathlon(tmp_path / "Task01", tiny_case, ("flair", "t1"), ("FLAIR", "T1w"))
+    with pytest.raises(InputError) as raised:
+        LoadImageCased("image", MODALITIES)({"image": path})
+    assert str(raised.value) == f"Case BRATS_001: t1ce is missing, {path} has the channels flair, t1."
+    item = LoadImageCased("image", ("t1", "flair"), channel_order=("t1", "flair"))({"image": path})
+    assert levels(item["image"]) == [4, 1]  # the knob is obeyed, even against the dataset.json
+
+
+@pytest.mark.parametrize("order", [("t1", "t1ce", "t2"), ("t1", "t1", "t1ce", "t2", "flair")], ids=["short", "twice"])
+def test_an_order_names_each_channel_once(order):
+    with pytest.raises(InputError, match="channel_order should name each of t1, t1ce, t2, flair once"):
+        LoadImageCased("image", MODALITIES, order)
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 from .errors import InputError
 
@@ -20,6 +24,13 @@ MODALITY_OF_SUFFIX = {
     **{name: name for name in (*MODALITIES, "seg")},
     **{"t1n": "t1", "t1c": "t1ce", "t2w": "t2", "t2f": "flair"},
 }
+# What a dataset.json calls a channel, where it is none of these; the Decathlon says FLAIR, T1w, t1gd, T2w.
+MODALITY_OF_CHANNEL = {**MODALITY_OF_SUFFIX, "t1w": "t1", "t1gd": "t1ce"}
+# The one file that BraTS 2020 itself misnamed, as it stands in the copies of that year.
+MISNAMED = {("BraTS20_Training_355", "W39_1998.09.19_Segm"): "seg"}
+
+# Folders of the Decathlon (one 4D file per case) and of nnU-Net (``<case>_0000.nii.gz`` ..), beside a dataset.json.
+IMAGE_FOLDERS, LABEL_FOLDERS = ("imagesTr", "imagesTs"), ("labelsTr", "labelsTs")
 LABEL = "seg"
 WHOLE = "image"  # one file that holds all modalities of a case as channels
 
@@ -29,11 +40,13 @@ class Case:
     """The files of one case.
 
     ``files[name]`` are those found for a modality's name, for ``seg``, or for ``image``: one 4D file of all modalities.
+    ``channels`` are the names in a ``dataset.json``, by their number there, which is the order of a 4D file.
     """
 
     case_id: str
     folder: Path
     files: dict[str, list[Path]] = field(default_factory=dict)
+    channels: tuple[str, ...] = ()
 
     def file(self, name: str) -> Path:
         """The one file of a modality name.
@@ -43,8 +56,12 @@ class Case:
         """
         found = self.files.get(name, [])
         if not found:
+            names = (
+                channel_names(self.folder) if any((self.folder / folder).is_dir() for folder in IMAGE_FOLDERS) else ()
+            )
+            ending = f"{names.index(name):04d}" if name in names else name
             raise InputError(
-                f"Case {self.case_id}: {name} is missing, there is no {self.case_id}_{name}.nii.gz in {self.folder}."
+                f"Case {self.case_id}: {name} is missing, there is no {self.case_id}_{ending}.nii.gz in {self.folder}."
             )
         if len(found) > 1:
             raise InputError(
@@ -59,31 +76,78 @@ class Case:
         return {name: self.file(name) for name in modalities}
 
 
-def split_file_name(path: Path) -> tuple[str, str] | None:
-    """Case ID and modality name of a NIfTI file, by its name; ``None`` for any other file."""
-    name = path.name
-    for extension in NIFTI_EXTENSIONS:
-        if name.lower().endswith(extension) and not name.startswith("."):
-            stem = name[: -len(extension)]
-            cut = max(stem.rfind("_"), stem.rfind("-"))
-            modality = MODALITY_OF_SUFFIX.get(stem[cut + 1 :].lower())
-            return (stem, WHOLE) if modality is None or cut < 1 else (stem[:cut], modality)
-    return None
+class FileName(NamedTuple):
+    """What a file's name and folder say: the folder of its case, the case's ID, and the modality."""
+
+    folder: Path
+    case_id: str
+    modality: str
+
+
+def split_file_name(path: Path) -> FileName | None:
+    """What a NIfTI file is, by its name and folder alone; ``None`` for any other file."""
+    name, folder = path.name, path.parent
+    extension = next((end for end in NIFTI_EXTENSIONS if name.lower().endswith(end)), None)
+    if extension is None or name.startswith("."):
+        return None
+    stem = name[: -len(extension)]
+    if modality := MISNAMED.get((folder.name, stem)):
+        return FileName(folder, folder.name, modality)
+    cut = max(stem.rfind("_"), stem.rfind("-"))
+    if cut > 0 and (modality := MODALITY_OF_SUFFIX.get(stem[cut + 1 :].lower())):
+        return FileName(folder, stem[:cut], modality)
+    if folder.name in LABEL_FOLDERS:
+        return FileName(folder.parent, stem, LABEL)
+    if folder.name in IMAGE_FOLDERS:
+        numbered = re.fullmatch(r"(.+)_(\d{4})", stem)
+        if numbered is None:
+            return FileName(folder.parent, stem, WHOLE)
+        names, index = channel_names(folder.parent), int(numbered[2])
+        if index >= len(names):
+            raise InputError(
+                f"{path} is channel {index}, {folder.parent / 'dataset.json'} should name it, it names {len(names)}."
+            )
+        return FileName(folder.parent, numbered[1], names[index])
+    return FileName(folder, stem, WHOLE)
+
+
+@lru_cache
+def channel_names(root: Path) -> tuple[str, ...]:
+    """The channels that the ``dataset.json`` of a folder names, by our names of modalities; none without that file.
+
+    Raises:
+        InputError: when it cannot be read, or names a channel twice.
+    """
+    path = root / "dataset.json"
+    if not path.is_file():
+        return ()
+    try:
+        content = json.loads(path.read_text())
+        named = content.get("channel_names") or content.get("modality") or {}  # nnU-Net's word and the Decathlon's
+        names = [str(named[key]).lower() for key in sorted(named, key=int)]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f'{path} should name the channels as {{"0": "FLAIR", ..}}, it does not: {error}.') from error
+    channels = tuple(MODALITY_OF_CHANNEL.get(name, name) for name in names)
+    if len(set(channels)) < len(channels):
+        raise InputError(f"{path} should name each channel once, it names {', '.join(channels)}.")
+    return channels
 
 
 def group(paths: Sequence[Path]) -> list[Case]:
     """Cases from files, sorted by case ID: files of one folder with the same case ID belong together.
 
-    Files without a modality in their name count as cases (4D) only where no file has one: beside BraTS cases they are
-    something else, an atlas or a brain mask.
+    Files without a modality in their name count as cases (4D) only in the folders of the Decathlon, or where no file
+    has one: beside BraTS cases they are something else, an atlas or a brain mask.
     """
-    named = [(path, *parts) for path in sorted(paths) if (parts := split_file_name(path))]
-    if any(modality not in (WHOLE, LABEL) for _, _, modality in named):
-        named = [entry for entry in named if entry[2] != WHOLE]
+    named = [(path, name) for path in sorted(paths) if (name := split_file_name(path))]
+    if any(name.modality not in (WHOLE, LABEL) for _, name in named):
+        named = [(path, name) for path, name in named if name.modality != WHOLE or path.parent.name in IMAGE_FOLDERS]
     cases: dict[tuple[str, Path], Case] = {}
-    for path, case_id, modality in named:
-        case = cases.setdefault((case_id, path.parent), Case(case_id, path.parent))
+    for path, (folder, case_id, modality) in named:
+        case = cases.setdefault((case_id, folder), Case(case_id, folder))
         case.files.setdefault(modality, []).append(path)
+        if path.parent != folder:
+            case.channels = channel_names(folder)
     return sorted(cases.values(), key=lambda case: (case.case_id, case.folder))
 
 
@@ -109,10 +173,19 @@ def find_cases(dataset_dir: str | Path) -> list[Case]:
 
 
 def case_of(path: str | Path) -> Case:
-    """The case that a file belongs to, with its siblings in the same folder."""
+    """The case that a file belongs to, with its siblings."""
     path = Path(path)
-    parts = split_file_name(path)
-    if parts is None or parts[1] == WHOLE:
-        return Case(path.name.split(".")[0] if parts is None else parts[0], path.parent, {WHOLE: [path]})
-    siblings = [entry for entry in path.parent.glob("*") if (split_file_name(entry) or ("", ""))[0] == parts[0]]
-    return group(siblings)[0] if siblings else Case(parts[0], path.parent)
+    name = split_file_name(path)
+    if name is None:
+        return Case(path.name.split(".")[0], path.parent, {WHOLE: [path]})
+    if name.modality == WHOLE:
+        channels = channel_names(name.folder) if path.parent != name.folder else ()
+        return Case(name.case_id, name.folder, {WHOLE: [path]}, channels)
+    folders = {path.parent, *(name.folder / folder for folder in (*IMAGE_FOLDERS, *LABEL_FOLDERS))}
+    siblings = [entry for folder in folders for entry in folder.glob("*") if is_of(entry, name)]
+    return group(siblings)[0] if siblings else Case(name.case_id, name.folder)
+
+
+def is_of(path: Path, name: FileName) -> bool:
+    other = split_file_name(path)
+    return other is not None and (other.folder, other.case_id) == (name.folder, name.case_id)

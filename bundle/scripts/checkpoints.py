@@ -168,11 +168,12 @@ class WeightsSaver:
             save_weights(self.network, self.path, None if self.data is None else self.record(state))
 
     def record(self, state: Any) -> dict[str, Any]:
-        images = [item["image"] for item in self.data or ()]
+        items = list(self.data or ())
+        images = [item["image"] for item in items]
         files = [str(next(iter(image.values())) if isinstance(image, Mapping) else image) for image in images]
         return {
             "dataset": Path(os.path.commonpath([os.path.dirname(file) for file in files])).name,
-            "cases": sorted(case_of(file).case_id for file in files),
+            "cases": sorted(item.get("case_id") or case_of(file).case_id for item, file in zip(items, files)),
             "settings": dict(self.settings),
             "epoch": state.epoch,
             "metrics": {name: float(value) for name, value in state.metrics.items()},

@@ -12,7 +12,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import LoadImage, LoadImaged, MapTransform
 
-from .cases import case_of
+from .cases import Case, case_of
 from .errors import InputError
 from .labels import classes_to_regions, classes_to_values, convention_table, values_to_classes
 
@@ -25,19 +25,20 @@ class LoadImageCased(LoadImaged):
     """Loads a case: ``image`` as (modalities, H, W, D) and, where asked for, ``label`` as (1, H, W, D).
 
     ``image`` is given as a mapping from modality name to file, as one of the case's files (the siblings are found by
-    name in its folder), or as one 4D file whose channels have the order of ``channel_order``. The air around the
-    brain becomes zero: some exports of z-scored scans keep it at a constant of their own. The name contains
-    ``LoadImage`` because MONAI Deploy finds by it what to leave out.
+    name), or as one 4D file whose channels have the order of ``channel_order``, else that of the Decathlon's
+    ``dataset.json``, else that of ``modalities``. The air around the brain becomes zero: some exports of z-scored scans
+    keep it at a constant of their own. The name contains ``LoadImage`` because MONAI Deploy finds by it what to leave
+    out.
 
     Args:
         keys: ``image``, or ``image`` and ``label``.
         modalities: names of the modalities, in the order of the network's channels.
-        channel_order: names of the channels of a 4D file, in the order of the file; by default ``modalities``.
+        channel_order: names of the channels of a 4D file, in the order of the file; those of ``modalities`` among them.
 
     Raises:
         InputError: when a file cannot be read, is missing or doubled, the shapes or affines within the case differ, a
-            modality is zero everywhere or holds NaN or infinity, a 4D file has another number of channels, or
-            ``channel_order`` does not name each modality once.
+            modality is zero everywhere or holds NaN or infinity, a 4D file has another number of channels, or their
+            names do not hold each modality once.
     """
 
     def __init__(
@@ -47,8 +48,10 @@ class LoadImageCased(LoadImaged):
         # Not the one of LoadImaged, which MONAI Label switches to another type of output.
         self.loader = LoadImage(image_only=True, ensure_channel_first=True)
         self.modalities = tuple(modalities)
-        self.channel_order = tuple(channel_order or modalities)
-        if sorted(self.channel_order) != sorted(self.modalities):
+        self.channel_order = tuple(channel_order or ())
+        if self.channel_order and any(
+            self.channel_order.count(name) != 1 for name in (*modalities, *self.channel_order)
+        ):
             raise InputError(
                 f"channel_order should name each of {', '.join(self.modalities)} once, "
                 f"got {', '.join(self.channel_order)}."
@@ -68,17 +71,23 @@ class LoadImageCased(LoadImaged):
 
     def load_image(self, source: Mapping[str, str] | str, case_id: str | None) -> MetaTensor:
         files: Mapping[str, str | Path] | Path
-        case = case_of(next(iter(source.values())) if isinstance(source, Mapping) else source)
-        files = source if isinstance(source, Mapping) else case.image(self.modalities)
+        case = Case(case_id or "", Path())
+        if not isinstance(source, Mapping) or case_id is None:
+            case = case_of(next(iter(source.values())) if isinstance(source, Mapping) else source)
         case_id = case_id or case.case_id
+        files = source if isinstance(source, Mapping) else case.image(self.modalities)
         if isinstance(files, Mapping):
             volumes = [read(self.loader, case_id, files[name], channels=[name]) for name in self.modalities]
             for volume in volumes:
                 check_same_space(case_id, volume, volumes[0])
             image = cast(MetaTensor, torch.cat(tuple(volumes)))
         else:
-            channels = read(self.loader, case_id, files, channels=self.channel_order)
-            image = cast(MetaTensor, channels[[self.channel_order.index(name) for name in self.modalities]])
+            order = self.channel_order or case.channels or self.modalities
+            for name in self.modalities:
+                if name not in order:
+                    raise InputError(f"Case {case_id}: {name} is missing, {files} has the channels {', '.join(order)}.")
+            channels = read(self.loader, case_id, files, channels=order)
+            image = cast(MetaTensor, channels[[order.index(name) for name in self.modalities]])
         for name, volume in zip(self.modalities, image):
             file = files[name] if isinstance(files, Mapping) else files
             if not torch.isfinite(volume).all():
