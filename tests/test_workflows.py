@@ -225,6 +225,7 @@ def test_evaluation_scores_the_mask_that_inference_saves(phantoms, weights, tmp_
         assert float(row[f"dice_{region}"]) == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum()), abs=1e-4)
         assert float(row[f"hd95_mm_{region}"]) >= 0
     assert all(region.upper() in result.stdout for region in REGIONS)
+    assert {path.name for path in (tmp_path / "eval").iterdir()} == {"metrics.csv", "lesions.csv", "summary.csv"}
 
 
 def test_one_bad_case_does_not_keep_the_others(phantoms, weights, tmp_path):

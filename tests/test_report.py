@@ -1,0 +1,115 @@
+"""The report of an evaluation: what is written, what is printed, and that each case counts once."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine
+from monai.data import MetaTensor
+from scipy import stats
+
+from scripts.report import EvaluationReport, interval_of_mean
+
+SHAPE = (12, 12, 12)
+METRICS = ["dice", "hd95_mm", "lesion_dice", "lesion_hd95_mm", "nsd_1mm", "sensitivity", "specificity", "accuracy"]
+METRICS += ["volume_ml", "true_volume_ml"]
+
+
+def regions(*sides: int, spacing_mm: float = 1.0) -> MetaTensor:
+    """One channel per region, each a cube with one side given, in the same corner."""
+    masks = torch.zeros(len(sides), *SHAPE, dtype=torch.bool)
+    for mask, side in zip(masks, sides):
+        mask[:side, :side, :side] = True
+    return MetaTensor(masks, affine=torch.diag(torch.tensor([spacing_mm, spacing_mm, spacing_mm, 1.0])))
+
+
+def run(output_dir: Path, cases: dict[str, tuple[MetaTensor, MetaTensor]], order: list[str] | None = None) -> None:
+    """An evaluation of ``wt`` and ``et`` in which each case is a batch of prediction and label."""
+
+    def step(engine, batch):
+        return [
+            {"pred": cases[batch[0]["image"].meta["case_id"]][0], "label": cases[batch[0]["image"].meta["case_id"]][1]}
+        ]
+
+    engine = Engine(step)
+    EvaluationReport(output_dir, ["wt", "et"]).attach(engine)
+    engine.run([[{"image": MetaTensor(torch.zeros(1), meta={"case_id": name})}] for name in order or cases])
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+PERFECT = (regions(6, 4), regions(6, 4))
+MISSED_ET = (regions(6, 0), regions(6, 4))  # a perfect whole tumor beside a missed enhancing one
+
+
+def test_a_perfect_case_beside_a_missed_one(tmp_path, capsys):
+    run(tmp_path / "new", {"case_b": PERFECT, "case_a": MISSED_ET})
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["lesions.csv", "metrics.csv", "summary.csv"]
+    rows = read(tmp_path / "new" / "metrics.csv")
+    assert list(rows[0]) == ["case", *(f"{metric}_{region}" for metric in METRICS for region in ("wt", "et"))]
+    assert [row["case"] for row in rows] == ["case_a", "case_b"]
+    assert [row["dice_wt"] for row in rows] == ["1.0000", "1.0000"]
+    assert [row["dice_et"] for row in rows] == ["0.0000", "1.0000"]
+    assert [row["hd95_mm_et"] for row in rows] == ["373.1300", "0.0000"]
+    assert [row["true_volume_ml_et"] for row in rows] == ["0.0640", "0.0640"]  # 4 mm cubed
+    assert read(tmp_path / "new" / "lesions.csv")[:2] == [
+        {
+            **{"case": "case_a", "region": "wt", "lesion": "1", "kind": "found", "counts": "yes"},
+            **{"true_mm3": "216.0000", "predicted_mm3": "216.0000", "dice": "1.0000", "hd95_mm": "0.0000"},
+        },
+        {
+            **{"case": "case_a", "region": "et", "lesion": "1", "kind": "missed", "counts": "yes"},
+            **{"true_mm3": "64.0000", "predicted_mm3": "0.0000", "dice": "0.0000", "hd95_mm": "374.0000"},
+        },
+    ]
+    summary = {(row["metric"], row["region"]): row for row in read(tmp_path / "new" / "summary.csv")}
+    # Mean and deviation of 0 and 1; four draws of two cases give means 0, 0.5, 0.5, 1, so the interval is all of it.
+    expected = ("2", "0.5000", "0.5000", "0.5000", "0.0000", "1.0000")
+    assert tuple(summary["dice", "et"].values())[2:] == expected
+    assert summary["hd95_mm", "et"]["mean"] == "186.5650"  # (0 + 373.13) / 2
+    assert summary["dice", "wt"]["ci95_low"] == "1.0000"
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert printed[0][:2] == ["2", "cases"]
+    assert ["ET", "dice", "0.500", "+-", "0.500", "0.500", "0.000", "to", "1.000"] in printed
+
+
+def test_voxels_have_the_size_of_the_label(tmp_path):
+    run(tmp_path, {"a": (regions(6, 4, spacing_mm=2), regions(6, 4, spacing_mm=2))})
+    assert read(tmp_path / "metrics.csv")[0]["volume_ml_wt"] == "1.7280"  # 12 mm cubed
+
+
+def test_spacing_is_that_of_a_turned_affine_too(tmp_path):
+    prediction, label = regions(1, 1), regions(1, 1)
+    prediction = torch.roll(prediction, 3, dims=1)  # 3 voxels of 2 mm along H
+    label.affine = torch.tensor([[0.0, -3, 0, 9], [-2, 0, 0, 1], [0, 0, 1, 0], [0, 0, 0, 1]])  # H has 2 mm, W 3 mm
+    run(tmp_path, {"a": (prediction, label)})
+    assert float(read(tmp_path / "metrics.csv")[0]["hd95_mm_wt"]) == pytest.approx(6)
+
+
+def test_a_case_that_fills_up_a_batch_counts_once(tmp_path):
+    run(tmp_path, {"a": PERFECT, "b": MISSED_ET}, order=["a", "b", "a"])
+    assert [row["case"] for row in read(tmp_path / "metrics.csv")] == ["a", "b"]
+    assert read(tmp_path / "summary.csv")[0]["cases"] == "2"
+
+
+def test_a_second_run_begins_anew(tmp_path):
+    engine = Engine(lambda _, batch: [{"pred": PERFECT[0], "label": PERFECT[1]}])
+    EvaluationReport(tmp_path, ["wt", "et"]).attach(engine)
+    for name in ("a", "b"):
+        engine.run([[{"image": MetaTensor(torch.zeros(1), meta={"case_id": name})}]])
+    assert [row["case"] for row in read(tmp_path / "metrics.csv")] == ["b"]
+
+
+def test_interval_is_the_same_each_time_and_that_of_scipy():
+    values = np.random.default_rng(1).normal(0.8, 0.1, 30)
+    assert interval_of_mean(values) == interval_of_mean(values)
+    options = {"method": "percentile", "n_resamples": 10_000, "rng": np.random.default_rng(2)}
+    expected = stats.bootstrap((values,), np.mean, **options).confidence_interval
+    assert interval_of_mean(values) == pytest.approx((expected.low, expected.high), abs=2e-3)
+    assert interval_of_mean(np.array([0.7])) == pytest.approx((0.7, 0.7))
