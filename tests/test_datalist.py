@@ -44,6 +44,7 @@ def patients(entries: list[dict]) -> set[str]:
     [
         ("BraTS19_X_1_1", "BraTS19_X_1_2", True),
         ("Brats18_CBICA_AAB_1", "Brats18_CBICA_AAB_2", True),
+        ("Brats18_CBICA_AAB_1", "BraTS19_CBICA_AAB_1", True),
         ("Brats18_CBICA_AAB_1", "Brats18_CBICA_ABB_1", False),
         ("Brats17_TCIA_101_1", "Brats17_TCIA_102_1", False),
         ("brats_2013_pat0003_1", "brats_2013_pat0003_2", True),

@@ -7,13 +7,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from glob import escape
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 from .errors import InputError
 
-__all__ = ["Case", "case_of", "find_cases"]
+__all__ = ["Case", "case_of", "find_cases", "list_cases"]
 
 NIFTI_EXTENSIONS = (".nii.gz", ".nii")
 
@@ -151,11 +152,11 @@ def group(paths: Sequence[Path]) -> list[Case]:
     return sorted(cases.values(), key=lambda case: (case.case_id, case.folder))
 
 
-def find_cases(dataset_dir: str | Path) -> list[Case]:
-    """All cases of a folder and its subfolders, sorted by case ID.
+def list_cases(dataset_dir: str | Path) -> list[Case]:
+    """All cases of a folder and its subfolders, sorted by case ID; an ID may be there more than once.
 
     Raises:
-        InputError: when the folder does not exist or holds no case, or two folders hold the same case ID.
+        InputError: when the folder does not exist or holds no case.
     """
     root = Path(dataset_dir)
     if not root.is_dir():
@@ -164,6 +165,16 @@ def find_cases(dataset_dir: str | Path) -> list[Case]:
     cases = group([path for path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts)])
     if not cases:
         raise InputError(f"dataset_dir should hold NIfTI files such as <case>_flair.nii.gz, {root} holds none.")
+    return cases
+
+
+def find_cases(dataset_dir: str | Path) -> list[Case]:
+    """All cases of a folder and its subfolders, sorted by case ID.
+
+    Raises:
+        InputError: when the folder does not exist or holds no case, or two folders hold the same case ID.
+    """
+    cases = list_cases(dataset_dir)
     for case, other in pairwise(cases):
         if case.case_id == other.case_id:
             raise InputError(
@@ -182,7 +193,10 @@ def case_of(path: str | Path) -> Case:
         channels = channel_names(name.folder) if path.parent != name.folder else ()
         return Case(name.case_id, name.folder, {WHOLE: [path]}, channels)
     folders = {path.parent, *(name.folder / folder for folder in (*IMAGE_FOLDERS, *LABEL_FOLDERS))}
-    siblings = [entry for folder in folders for entry in folder.glob("*") if is_of(entry, name)]
+    pattern = (
+        "*" if path.parent == name.folder else f"{escape(name.case_id)}*"
+    )  # thousands of files in nnU-Net's folders
+    siblings = [entry for folder in folders for entry in folder.glob(pattern) if is_of(entry, name)]
     return group(siblings)[0] if siblings else Case(name.case_id, name.folder)
 
 

@@ -20,16 +20,17 @@ from .errors import InputError
 
 __all__ = ["inference_cases", "load_datalist", "make_datalist", "patient_of"]
 
-# Case IDs that end with the number of an examination: the same patient may be there more than once.
+# Case IDs that end with the number of an examination: the same patient may be there more than once. BraTS 2017 to 2019
+# hold many of the same patients, under the same names but for the year.
 EXAMINATION = re.compile(
-    r"^(?P<patient>brats1\d_.+_.+(?=_\d+$)|brats_2013_pat\d+(?=_\d+$)|brats-\w+-\d+(?=-\d+$))", re.IGNORECASE
+    r"^(?:brats1\d_(?P<of_any_year>.+_.+)_\d+|(?P<patient>brats_2013_pat\d+|brats-\w+-\d+)[_-]\d+)$", re.IGNORECASE
 )
 
 
 def patient_of(case_id: str) -> str:
     """The patient of a case: BraTS names of 2013, 2017-2019 and 2023 end with the number of the examination."""
     match = EXAMINATION.match(case_id)
-    return match["patient"] if match else case_id
+    return match["of_any_year"] or match["patient"] if match else case_id
 
 
 def shuffled_patients(cases: Sequence[Case], seed: int) -> list[str]:
