@@ -77,6 +77,10 @@ class EvaluationReport:
         self.scored.append((case_id, row, lesion_rows))
 
     def completed(self, _: Engine) -> None:
+        self.write()
+
+    def write(self) -> None:
+        """Writes the files and prints the summary of all cases scored so far, by all processes."""
         scored = gather(self.scored)
         if idist.get_rank() != 0 or not scored:
             return

@@ -1,0 +1,77 @@
+"""Masks on disk are scored by their conventions, all of them or none."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from scripts.score import main
+
+
+@pytest.fixture
+def folders(tiny_cases, tmp_path) -> dict[str, Path]:
+    """The four labels of the tiny cases (1, 2, 4), and the same as predictions of another convention (1, 2, 3)."""
+    shutil.rmtree(tiny_cases / "new")
+    (tmp_path / "predicted").mkdir()
+    for path in tiny_cases.glob("*/*_seg.nii.gz"):
+        label = nib.load(path)
+        values = np.asarray(label.dataobj)
+        nib.save(nib.Nifti1Image(np.where(values == 4, 3, values), label.affine), tmp_path / "predicted" / path.name)
+    return {"truth": tiny_cases, "predicted": tmp_path / "predicted", "output": tmp_path / "eval"}
+
+
+def score(folders: dict[str, Path], *more: str) -> str | None:
+    names = {"truth": "--dataset_dir", "predicted": "--prediction_dir", "output": "--output_dir"}
+    paths = [part for name, option in names.items() for part in (option, str(folders[name]))]
+    return main([*paths, *more])
+
+
+CONVENTIONS = ("--label_convention", "brats2018", "--prediction_convention", "brats2023")
+
+
+def test_the_same_masks_in_two_conventions(folders, capsys):
+    (folders["predicted"] / "case_1_seg.nii.gz").rename(folders["predicted"] / "case_1.nii.gz")  # as nnU-Net names them
+    assert score(folders, *CONVENTIONS) is None
+    rows = list(csv.DictReader((folders["output"] / "metrics.csv").read_text().splitlines()))
+    assert [row["case"] for row in rows] == ["case_0", "case_1", "case_2", "case_3"]
+    for row in rows:
+        assert [row[f"dice_{region}"] for region in ("wt", "tc", "et")] == ["1.0000"] * 3
+        # 24 voxels each of ED and ET, 48 of NCR/NET, of 1.5 x 1.25 x 2 mm
+        volumes = [float(row[f"volume_ml_{region}"]) for region in ("wt", "tc", "et")]
+        assert volumes == pytest.approx([0.36, 0.27, 0.09])
+    assert "4 cases" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--label_convention", "brats2023"), "/case_0/case_0_seg.nii.gz: label_convention brats2023 allows"),
+        (("--label_convention", "brats2018"), "/predicted/case_0_seg.nii.gz: label_convention brats2018 allows"),
+    ],
+    ids=["of the labels", "of the predictions"],
+)
+def test_a_wrong_convention_is_refused(folders, arguments, sentence):
+    error = score(folders, *arguments)
+    assert error is not None
+    assert error.startswith("Error: Case case_0: ")
+    assert sentence in error
+    assert not folders["output"].exists()
+
+
+@pytest.mark.parametrize("side", ["truth", "predicted"])
+def test_a_case_is_not_left_out(folders, side):
+    path = next(folders[side].rglob("case_2_seg.nii.gz"))
+    path.unlink()
+    lacking = {"truth": "label", "predicted": "prediction"}[side]
+    assert score(folders, *CONVENTIONS) == f"Error: Case case_2: the {lacking} is missing in {folders[side]}."
+
+
+def test_masks_of_two_spaces(folders):
+    path = folders["predicted"] / "case_3_seg.nii.gz"
+    nib.save(nib.Nifti1Image(np.asarray(nib.load(path).dataobj), np.eye(4)), path)
+    assert "Case case_3: the files should have one affine" in str(score(folders, *CONVENTIONS))
