@@ -114,6 +114,37 @@ def test_components_are_those_of_cc3d(seed):
     assert len(sizes) > 3
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of surface-distance, about scipy
+@pytest.mark.parametrize("spacing_mm", [(1, 1, 1), (1, 1.5, 3)], ids=["1 mm", "slices"])
+@pytest.mark.parametrize("seed", range(3))
+def test_step_by_step_on_the_whole_volume(seed, spacing_mm):
+    """The definition written down without any shortcut, with the libraries that the challenge uses."""
+    cc3d, surface_distance = pytest.importorskip("cc3d"), pytest.importorskip("surface_distance")
+    truth, prediction = blobs(seed), blobs(seed) & ~blobs(10 + seed) | (blobs(20 + seed) & blobs(30 + seed))
+    neighbors = ndimage.generate_binary_structure(3, 2)
+    components = cc3d.connected_components(prediction, connectivity=26)
+    reach = cc3d.connected_components(ndimage.binary_dilation(truth, neighbors, iterations=1), connectivity=26)
+    dices, distances, belonging = [], [], set()
+    for number in range(1, reach.max() + 1):
+        lesion = truth & (reach == number)
+        matched = set(np.unique(components[ndimage.binary_dilation(lesion, neighbors)])) - {0}
+        belonging |= matched
+        if lesion.sum() * np.prod(spacing_mm) <= 50:
+            continue
+        predicted = np.isin(components, list(matched))
+        dices.append(2 * (lesion & predicted).sum() / (lesion.sum() + predicted.sum()))
+        distance = MISSED
+        if matched:
+            surfaces = surface_distance.compute_surface_distances(lesion, predicted, spacing_mm)
+            distance = surface_distance.compute_robust_hausdorff(surfaces, 95)
+        distances.append(distance)
+    num_false = components.max() - len(belonging)
+    assert min(len(dices), num_false) > 0  # the case is worth it
+    expected = sum(dices) / (len(dices) + num_false), (sum(distances) + num_false * MISSED) / (len(dices) + num_false)
+    lesions = find_lesions(prediction, truth, spacing_mm, dilations=1)
+    assert lesion_scores(lesions) == pytest.approx(expected, rel=1e-5)
+
+
 def test_dice_of_lesions_apart_is_that_of_panoptica():
     panoptica = pytest.importorskip("panoptica", reason="panoptica needs an older numpy than the bundle")
     truth, prediction = FIRST | SECOND, box((3, 8, 8)) | box((30, 9, 8))  # both overlap by three quarters

@@ -63,24 +63,24 @@ def find_lesions(
     prediction, truth = prediction[box], truth[box]
     voxel_mm3 = float(np.prod(spacing_mm))
     dilated = ndimage.binary_dilation(truth, DILATION, iterations=dilations) if dilations else truth
-    reach, num_lesions = ndimage.label(dilated, TOUCHING)
+    reach, _ = ndimage.label(dilated, TOUCHING)
     components, num_components = ndimage.label(prediction, TOUCHING)
     sizes = np.bincount(components.ravel(), minlength=num_components + 1)
+    boxes = ndimage.find_objects(components)
 
     lesions = []
     is_matched = np.zeros(num_components + 1, bool)
-    for number in range(1, num_lesions + 1):
-        here = reach == number
-        of_lesion = np.zeros(num_components + 1, bool)
-        of_lesion[components[here]] = True
-        of_lesion[0] = False
-        is_matched |= of_lesion
-        lesion, predicted = truth & here, of_lesion[components]
+    for number, box in enumerate(ndimage.find_objects(reach), start=1):
+        matched = np.unique(components[box][reach[box] == number])
+        matched = matched[matched > 0]
+        is_matched[matched] = True
+        box = enclosing([box, *(boxes[component - 1] for component in matched)])
+        lesion, predicted = truth[box] & (reach[box] == number), np.isin(components[box], matched)
         lesions.append(
             Lesion(
-                kind="found" if of_lesion.any() else "missed",
+                kind="found" if matched.size else "missed",
                 true_mm3=float(lesion.sum() * voxel_mm3),
-                predicted_mm3=float(sizes[of_lesion].sum() * voxel_mm3),
+                predicted_mm3=float(sizes[matched].sum() * voxel_mm3),
                 dice=float(2.0 * (lesion & predicted).sum() / (lesion.sum() + predicted.sum())),
                 hd95_mm=hd95_mm(predicted, lesion, spacing_mm, MISSED_MM),
                 counts=bool(lesion.sum() * voxel_mm3 > min_mm3),
@@ -89,6 +89,11 @@ def find_lesions(
     for size in sizes[1:][~is_matched[1:]]:
         lesions.append(Lesion("false", 0.0, float(size * voxel_mm3), dice=0.0, hd95_mm=MISSED_MM, counts=True))
     return lesions
+
+
+def enclosing(boxes: Sequence[tuple[slice, ...]]) -> tuple[slice, ...]:
+    """The smallest box around some."""
+    return tuple(slice(min(side.start for side in sides), max(side.stop for side in sides)) for sides in zip(*boxes))
 
 
 def lesion_scores(lesions: Sequence[Lesion]) -> tuple[float, float]:
