@@ -1,4 +1,4 @@
-"""What a predicted region scores against the true one. docs/metrics.md says what each score means."""
+"""What a predicted region scores against the true one."""
 
 from __future__ import annotations
 
