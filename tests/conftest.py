@@ -22,7 +22,7 @@ WriteCase = Callable[..., dict[str, Path]]
 
 @pytest.fixture(scope="session")
 def write_case() -> WriteCase:
-    """Writes a case in BraTS layout and gives the file of each suffix: a brain that is a box, air of zeros around it.
+    """Writes a case in BraTS layout and gives the file of each suffix: a box less one corner, zeros around it.
 
     The mean of modality i over the brain is near 100 * (i + 1), so that a test can tell the channels apart. The label
     holds 1, 2 and 4, a slab of each.
@@ -41,6 +41,7 @@ def write_case() -> WriteCase:
             else:
                 level = 100 * (MODALITIES.index(suffix) + 1) if suffix in MODALITIES else 100
                 volume[3:15, 4:21, 2:13] = generator.integers(level - 20, level + 20, (12, 17, 11))
+                volume[3:6, 4:8, 2:6] = 0
             files[suffix] = folder / f"{case_id}_{suffix}{extension}"
             nib.save(nib.Nifti1Image(volume, AFFINE), files[suffix])
         return files

@@ -38,6 +38,13 @@ def wrap():
         raise KeyError("config") from error
 
 
+def wrap_without_saying_so():
+    try:
+        fail(None)
+    except InputError:
+        raise RuntimeError("while handling")  # noqa: B904 - as libraries do
+
+
 def raise_from_other():
     raise InputError(SENTENCE) from OSError("No such file or directory")
 
@@ -51,13 +58,14 @@ def other():
     [
         (lambda: fail(None), SENTENCE),
         (wrap, SENTENCE),
+        (wrap_without_saying_so, SENTENCE),
         (raise_from_other, SENTENCE),
         (lambda: Compose([Lambda(fail)])(0), SENTENCE),
         (lambda: next(iter(DataLoader(Dataset([0], Lambda(fail)), num_workers=0))), SENTENCE),
         (lambda: next(iter(DataLoader(Dataset([0], Lambda(fail)), num_workers=1))), SENTENCE),
         (other, None),
     ],
-    ids=["itself", "chain", "from another", "MONAI transform", "data loader", "worker process", "a bug"],
+    ids=["itself", "chain", "context", "from another", "MONAI transform", "data loader", "worker process", "a bug"],
 )
 def test_one_sentence(raiser, expected):
     assert one_sentence(caught(raiser)) == expected

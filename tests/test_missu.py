@@ -54,11 +54,15 @@ def test_size_and_cost_are_those_of_the_paper():
     ids=["default", "CHAOS", "not cubic", "other than img_size", "other depths"],
 )
 def test_logits_have_the_size_of_the_image(arguments, shape, classes):
-    network = MISSU(**arguments).eval()
     with torch.inference_mode():
-        logits = network(torch.rand(shape))
+        logits = MISSU(**arguments).eval()(torch.rand(shape))
     assert logits.shape == (shape[0], classes, *shape[2:])
-    assert logits.min() < 0  # no softmax, no sigmoid
+
+
+def test_logits_are_what_the_head_gives(tiny_network):
+    torch.nn.init.zeros_(tiny_network.head.weight)
+    torch.nn.init.constant_(tiny_network.head.bias, -2)
+    assert (tiny_network.eval()(image(tiny_network, 16, 16, 16)) == -2).all()  # no softmax, no sigmoid
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from scripts.transforms import ClassesToValuesd, LoadImageCased, ValuesToClasses
 
 CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
 MODALITIES = ("t1", "t1ce", "t2", "flair")
-BRAIN = (slice(3, 15), slice(4, 21), slice(2, 13))  # of a tiny case of 20 x 24 x 16 voxels
+BRAIN = (slice(3, 15), slice(4, 21), slice(2, 13))  # box around that of a tiny case, of 20 x 24 x 16 voxels
 
 
 def read(path: Path) -> np.ndarray:
@@ -306,6 +306,13 @@ class TestConfigs:
         return content if isinstance(content, Compose) else Compose(content)
 
     @staticmethod
+    def z_scored(path: Path) -> np.ndarray:
+        """The box around the brain, from LPS to RAS."""
+        volume = read(path)[BRAIN][::-1, ::-1].astype(float)
+        brain = volume != 0
+        return np.where(brain, (volume - volume[brain].mean()) / volume[brain].std(), 0)
+
+    @staticmethod
     def assert_z_scored(image: torch.Tensor, brain: torch.Tensor) -> None:
         for channel in image:
             assert channel[brain].mean().item() == pytest.approx(0, abs=1e-4)
@@ -320,9 +327,9 @@ class TestConfigs:
         assert label.shape == (1, 24, 24, 24)
         brain = torch.zeros(24, 24, 24, dtype=torch.bool)
         brain[7:19, 3:20, 6:17] = True  # H 3:15 of 20 turned is 5:17, W 4:21 of 24 turned is 3:20
+        brain[16:19, 16:20, 6:10] = False  # the corner
         self.assert_z_scored(image, brain)
-        t1 = read(tiny_case["t1"])[BRAIN][::-1, ::-1]
-        np.testing.assert_allclose(image[0, 7:19, 3:20, 6:17], (t1 - t1.mean()) / t1.std(), atol=1e-5)
+        np.testing.assert_allclose(image[0, 7:19, 3:20, 6:17], self.z_scored(tiny_case["t1"]), atol=1e-5)
         expected = torch.zeros(24, 24, 24, dtype=torch.uint8)
         expected[10:16, 12:16, 10:12], expected[10:16, 12:16, 12], expected[10:16, 12:16, 13] = 1, 2, 3
         assert torch.equal(label[0], expected)
@@ -374,9 +381,10 @@ class TestConfigs:
     def test_only_the_brain_is_computed(self, item, tiny_case, config, key):
         image = self.transforms(config, key)(item)["image"].as_tensor()
         assert image.shape == (4, 12, 17, 11)
-        self.assert_z_scored(image, torch.ones(12, 17, 11, dtype=torch.bool))
-        t2 = read(tiny_case["t2"])[BRAIN][::-1, ::-1]
-        np.testing.assert_allclose(image[2], (t2 - t2.mean()) / t2.std(), atol=1e-5)
+        brain = torch.ones(12, 17, 11, dtype=torch.bool)
+        brain[9:12, 13:17, :4] = False  # the corner
+        self.assert_z_scored(image, brain)
+        np.testing.assert_allclose(image[2], self.z_scored(tiny_case["t2"]), atol=1e-5)
 
     def test_validation_keeps_the_label_as_it_is_in_the_file(self, item, tiny_case):
         label = self.transforms("train.json", "validate#preprocessing")(item)["label"]
