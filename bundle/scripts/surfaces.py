@@ -25,9 +25,9 @@ def surface_distances_mm(
     edges_first, edges_second, areas_first, areas_second = get_mask_edges(*masks, spacing=tuple(spacing_mm))
     result = []
     for edges, others, areas in ((edges_first, edges_second, areas_first), (edges_second, edges_first, areas_second)):
-        distance_mm = get_surface_distance(edges, others, spacing=tuple(spacing_mm))
+        distance_mm = np.asarray(get_surface_distance(edges, others, spacing=tuple(spacing_mm)))
         order = distance_mm.argsort()
-        result.append((distance_mm[order].numpy(), areas[edges][order].double().numpy()))
+        result.append((distance_mm[order], np.asarray(areas[edges], np.float64)[order]))
     return result
 
 
