@@ -152,6 +152,12 @@ def same_patient(folder):
     write_sound_case(folder, "BraTS19_CBICA_AAB_1", seed=8)
 
 
+def same_patient_by_the_table(folder):
+    write_sound_case(folder, "BraTS19_CBICA_AAB_1", seed=7)
+    write_sound_case(folder, "BraTS20_Training_001", seed=8)
+    (folder / "name_mapping.csv").write_text("HGG,BraTS19_CBICA_AAB_1,BraTS20_Training_001\n")
+
+
 HEADERS = [
     (missing, "case_2", "missing modality", "t2"),
     (doubled, "case_2", "doubled file", "case_2_t2.nii and "),
@@ -165,6 +171,7 @@ HEADERS = [
     (oblique, "case_2", "orientation", "oblique by 30 degrees"),
     (spacing, "case_2", "spacing", "1 x 1 x 3 mm"),
     (same_patient, "BraTS19_CBICA_AAB_1, Brats18_CBICA_AAB_1", "same patient", "CBICA_AAB"),
+    (same_patient_by_the_table, "BraTS19_CBICA_AAB_1, BraTS20_Training_001", "same patient", "CBICA_AAB"),
 ]
 VOXELS = [
     (truncated, "case_2", "unreadable", "case_2_t2.nii.gz"),

@@ -9,34 +9,21 @@ import argparse
 import hashlib
 import json
 import os
-import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from .cases import LABEL, MODALITIES, WHOLE, Case, find_cases
 from .errors import InputError
+from .patients import patients_of
 
-__all__ = ["inference_cases", "load_datalist", "make_datalist", "patient_of"]
-
-# Case IDs that end with the number of an examination: the same patient may be there more than once. BraTS 2017 to 2019
-# hold many of the same patients, under the same names but for the year.
-EXAMINATION = re.compile(
-    r"^(?:brats1\d_(?P<of_any_year>.+_.+)_\d+|(?P<patient>brats_2013_pat\d+|brats-\w+-\d+)[_-]\d+)$", re.IGNORECASE
-)
+__all__ = ["inference_cases", "load_datalist", "make_datalist"]
 
 
-def patient_of(case_id: str) -> str:
-    """The patient of a case: BraTS names of 2013, 2017-2019 and 2023 end with the number of the examination."""
-    match = EXAMINATION.match(case_id)
-    return match["of_any_year"] or match["patient"] if match else case_id
-
-
-def shuffled_patients(cases: Sequence[Case], seed: int) -> list[str]:
+def shuffled_patients(patients: Iterable[str], seed: int) -> list[str]:
     """Patients in a random order that depends on the seed and their names only, not on the order of a listing."""
-    patients = {patient_of(case.case_id) for case in cases}
-    return sorted(patients, key=lambda patient: hashlib.sha256(f"{seed}:{patient}".encode()).digest())
+    return sorted(set(patients), key=lambda patient: hashlib.sha256(f"{seed}:{patient}".encode()).digest())
 
 
 def make_datalist(
@@ -76,12 +63,13 @@ def make_datalist(
         raise InputError(" ".join(faults))
 
     labelled = [case for case in cases if LABEL in case.files]
-    patients = shuffled_patients(labelled, seed)
+    patient_of = patients_of((case.case_id for case in labelled), root)
+    patients = shuffled_patients(patient_of.values(), seed)
     num_testing = _share(testing_fraction, len(patients), at_least_from=3)
     testing, rest = patients[:num_testing], patients[num_testing:]
 
     def of(chosen: Sequence[str]) -> list[dict[str, Any]]:
-        return [entries[case.case_id] for case in labelled if patient_of(case.case_id) in chosen]
+        return [entries[case.case_id] for case in labelled if patient_of[case.case_id] in chosen]
 
     datalist: dict[str, Any] = {"name": root.resolve().name, "modalities": list(modalities), "seed": seed}
     if folds is None:
@@ -91,7 +79,7 @@ def make_datalist(
         if not 2 <= folds <= len(rest):
             raise InputError(f"folds should be from 2 to the number of patients to train on, {len(rest)}, got {folds}.")
         fold_of = {patient: index % folds for index, patient in enumerate(rest)}
-        training = [entry | {"fold": fold_of[patient_of(entry["case_id"])]} for entry in of(rest)]
+        training = [entry | {"fold": fold_of[patient_of[entry["case_id"]]]} for entry in of(rest)]
         datalist |= {"folds": folds, "training": training}
     datalist["testing"] = of(testing)
     datalist["inference"] = [entries[case.case_id] for case in cases if LABEL not in case.files]

@@ -25,10 +25,10 @@ from tqdm.auto import tqdm
 
 from .cases import LABEL, MODALITIES, Case, case_of, list_cases
 from .checks import CaseCheck, Fault, check_case
-from .datalist import patient_of
 from .errors import InputError
 from .files import whole_file
 from .labels import LABEL_CONVENTIONS
+from .patients import patients_of, year_of
 
 __all__ = ["Preflight", "check_before_run", "main", "preflight"]
 
@@ -68,6 +68,7 @@ def preflight(
     channel_order: Sequence[str] | None = None,
     label_convention: str | None = None,
     cache_rate: float = 0.0,
+    dataset_dir: Path | None = None,
 ) -> Preflight:
     """Checks cases side by side on all cores, then against each other.
 
@@ -77,6 +78,7 @@ def preflight(
         channel_order: names of the channels of 4D files.
         label_convention: of the labels; ``None`` reads the headers only.
         cache_rate: share of the labelled cases that is to be cached.
+        dataset_dir: folder whose ``name_mapping*.csv`` tell which patients are there twice.
     """
     check = partial(check_case, modalities=modalities, channel_order=channel_order, label_convention=label_convention)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decompressing and hashing leave the interpreter free
@@ -84,7 +86,8 @@ def preflight(
         checks = list(bar)
     faults = said_once([fault for found in checks for fault in found.faults], len(cases))
     faults += [*doubled_cases(cases), *other_orientations(checks), *same_voxels(checks)]
-    faults += same_patients(checks, {fault.case for fault in faults})
+    patients = patients_of((found.case_id for found in checks), dataset_dir)
+    faults += same_patients(patients, {fault.case for fault in faults})
 
     labelled = [found for found in checks if found.is_labelled]
     cache_bytes = sum(found.num_voxels for found in labelled) * (4 * len(modalities) + 1)  # float32, and a uint8 label
@@ -148,17 +151,16 @@ def same_voxels(checks: Iterable[CaseCheck]) -> list[Fault]:
     return [Fault(case, "same voxels", ", ".join(names)) for case, names in shared.items()]
 
 
-def same_patients(checks: Iterable[CaseCheck], reported: set[str]) -> list[Fault]:
+def same_patients(patients: Mapping[str, str], reported: set[str]) -> list[Fault]:
     """Patients who are there in the naming of several years."""
-    of_patient = defaultdict(set)
-    for check in checks:
-        of_patient[patient_of(check.case_id)].add(check.case_id)
-    groups = {patient: sorted(case_ids) for patient, case_ids in of_patient.items()}
+    cases_of = defaultdict(set)
+    for case_id, patient in patients.items():
+        cases_of[patient].add(case_id)
+    groups = {", ".join(sorted(case_ids)): patient for patient, case_ids in cases_of.items()}
     return [
-        Fault(", ".join(case_ids), "same patient", f"{patient} in several years")
-        for patient, case_ids in groups.items()
-        if len({case_id.lower().split(patient.lower())[0] for case_id in case_ids}) > 1
-        and ", ".join(case_ids) not in reported
+        Fault(case_ids, "same patient", f"{patient} in several years")
+        for case_ids, patient in groups.items()
+        if len({year_of(case_id) for case_id in cases_of[patient]}) > 1 and case_ids not in reported
     ]
 
 
@@ -231,7 +233,14 @@ def main(argv: Sequence[str] | None = None) -> str | int:
     convention = arguments.label_convention if arguments.deep else None
     try:
         cases = list_cases(arguments.dataset_dir)
-        result = preflight(cases, arguments.modalities, arguments.channel_order, convention, arguments.cache_rate)
+        result = preflight(
+            cases,
+            arguments.modalities,
+            arguments.channel_order,
+            convention,
+            arguments.cache_rate,
+            arguments.dataset_dir,
+        )
     except InputError as error:
         return f"Error: {error}"
     if arguments.json:
