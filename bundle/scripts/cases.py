@@ -24,6 +24,7 @@ MODALITIES = ("t1", "t1ce", "t2", "flair")  # of BraTS, in the order of the netw
 MODALITY_OF_SUFFIX = {
     **{name: name for name in (*MODALITIES, "seg")},
     **{"t1n": "t1", "t1c": "t1ce", "t2w": "t2", "t2f": "flair"},
+    **{name: name for name in ("t1in", "t1out", "t2spir", "ct")},  # CHAOS, as scripts.chaos names them
 }
 # What a dataset.json calls a channel, where it is none of these; the Decathlon says FLAIR, T1w, t1gd, T2w.
 MODALITY_OF_CHANNEL = {**MODALITY_OF_SUFFIX, "t1w": "t1", "t1gd": "t1ce"}

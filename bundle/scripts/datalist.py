@@ -252,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> str | None:
     parser = argparse.ArgumentParser(prog="python -m scripts.datalist", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--dataset_dir", type=Path, required=True, help="folder of cases, in subfolders or flat")
     parser.add_argument("--output", type=Path, required=True, help="the JSON file to write")
-    parser.add_argument("--modalities", nargs="+", choices=MODALITIES, default=MODALITIES)
+    parser.add_argument("--modalities", nargs="+", default=MODALITIES)
     parser.add_argument("--seed", type=int, default=0, help="of the split")
     parser.add_argument("--validation_fraction", type=float, default=0.1)
     parser.add_argument("--testing_fraction", type=float, default=0.1)

@@ -31,6 +31,10 @@ LABEL_CONVENTIONS: dict[str, dict[int, int]] = {
     "brats_ped": {1: 3, 2: 1, 3: 4, 4: 2},  # children: 1 enhancing, 2 non-enhancing, 3 cystic, 4 edema
     "decathlon": {1: 2, 2: 1, 3: 3},  # Medical Segmentation Decathlon, Task01
     "nnunet": {1: 2, 2: 1, 3: 3},  # nnU-Net's own BraTS data sets
+    # Other organs; their classes have names of their own.
+    "hippocampus": {1: 1, 2: 2},  # Medical Segmentation Decathlon, Task04: 1 anterior, 2 posterior
+    "chaos_organs": {1: 1, 2: 2, 3: 3, 4: 4},  # as scripts.chaos writes them: liver, right and left kidney, spleen
+    "chaos_liver": {1: 1, 2: 0, 3: 0, 4: 0},  # the liver against the rest
 }
 
 # Region: its classes. Whole tumor, tumor core and enhancing tumor overlap.
@@ -40,6 +44,9 @@ REGIONS_OF_CONVENTION: dict[str, dict[str, tuple[int, ...]]] = {
     "brats2024_gli": {**REGIONS, "rc": (4,)},
     # Cysts are part of the core (BraTS-PEDs, arXiv:2404.15009).
     "brats_ped": {"tc": (1, 3, 4), "wt": (1, 2, 3, 4), "et": (3,), "cc": (4,)},
+    "hippocampus": {"anterior": (1,), "posterior": (2,)},
+    "chaos_organs": {"liver": (1,), "right-kidney": (2,), "left-kidney": (3,), "spleen": (4,)},
+    "chaos_liver": {"liver": (1,)},
 }
 
 
@@ -55,12 +62,12 @@ def convention_table(convention: str) -> dict[int, int]:
 
 
 def num_classes(label_convention: str) -> int:
-    """Channels of a network for a convention, the background among them: 4, or 5 where there is a class of its own."""
+    """Channels of a network for a convention, the background among them."""
     return 1 + max(convention_table(label_convention).values())
 
 
 def regions(label_convention: str) -> dict[str, tuple[int, ...]]:
-    """The regions that are scored, with their classes: ``tc``, ``wt``, ``et`` and what the convention has besides."""
+    """The regions that are scored, with their classes; for tumors ``tc``, ``wt``, ``et`` and what there is besides."""
     convention_table(label_convention)
     return REGIONS_OF_CONVENTION.get(label_convention, REGIONS)
 
@@ -98,7 +105,8 @@ def classes_to_values(classes: Array, convention: str) -> Array:
     Raises:
         ValueError: when the convention has no value for one of the classes.
     """
-    values, known = _replace(classes, {label: value for value, label in convention_table(convention).items()})
+    table = {label: value for value, label in convention_table(convention).items() if label > 0}
+    values, known = _replace(classes, table)
     if not known.all():
         raise ValueError(f"label_convention {convention} has no value for class {float(classes[~known][0]):g}.")
     return values

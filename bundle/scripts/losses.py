@@ -39,24 +39,33 @@ class SelfDistillationLoss(nn.Module):
 
 
 class MISSULoss(nn.Module):
-    """``L = L_seg + lambda L_sd`` (Eq. 6) of a training step.
+    """``L = L_seg + lambda L_sd`` (Eq. 6) of a training step; of a network without teachers ``L_seg`` alone.
 
     Args:
         segmentation: loss of logits (B, classes, H, W, D) and label (B, 1, H, W, D).
         distillation_weight: lambda.
+        ramp_steps: steps in which lambda rises linearly from 0; a teacher has little to tell before it has learned.
     """
 
-    def __init__(self, segmentation: nn.Module, distillation_weight: float = 0.3) -> None:
+    def __init__(self, segmentation: nn.Module, distillation_weight: float = 0.3, ramp_steps: int = 0) -> None:
         super().__init__()
         self.segmentation = segmentation
         self.distillation = SelfDistillationLoss()
         self.distillation_weight = distillation_weight
+        self.ramp_steps = ramp_steps
+        self.num_steps = 0
         self.terms: dict[str, float] = {}
 
-    def forward(self, output: SelfDistillationOutput, label: torch.Tensor) -> torch.Tensor:
+    def forward(self, output: SelfDistillationOutput | torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        if isinstance(output, torch.Tensor):
+            loss = self.segmentation(output, label)
+            self.terms = {"loss": loss.item()}
+            return loss
+        self.num_steps += 1
+        weight = self.distillation_weight * min(1.0, self.num_steps / max(1, self.ramp_steps))
         segmentation = self.segmentation(output.logits, label)
         distillation = self.distillation(output.students, output.teachers)
-        loss = segmentation + self.distillation_weight * distillation
+        loss = segmentation + weight * distillation
         terms = {"segmentation_loss": segmentation, "distillation_loss": distillation}
         if output.teacher_logits is not None:
             teacher = self.segmentation(output.teacher_logits, label)

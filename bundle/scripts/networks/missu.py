@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .fusion import MultiScaleFusion
+
 __all__ = ["MISSU"]
 
 NUM_STAGES = 4
@@ -159,6 +161,8 @@ class MISSU(nn.Module):
         num_layers: Transformer layers L.
         num_heads: heads of the self-attention.
         dropout: dropout rate in the Transformer and after the first stage; the paper names none.
+        fuse_skips: ``True`` is the paper's "MS-output" (Table III): the decoder gets B1..B3 instead of A1..A3, at
+            inference too. Nothing is left to distill then.
 
     Raises:
         ValueError: when a side of ``img_size`` is not a positive multiple of 8, ``init_filters`` not positive,
@@ -182,6 +186,7 @@ class MISSU(nn.Module):
         num_layers: int = 4,
         num_heads: int = 8,
         dropout: float = 0.0,
+        fuse_skips: bool = False,
     ) -> None:
         super().__init__()
         sides = [img_size] * len(AXES) if isinstance(img_size, int) else list(img_size)
@@ -216,6 +221,7 @@ class MISSU(nn.Module):
             num_heads=num_heads,
             dropout=dropout,
         )
+        self.fusion = MultiScaleFusion(self.feature_channels[:-1]) if fuse_skips else None
         self.decoder = nn.ModuleList(UpsampleBlock(2 * width, width) for width in reversed(self.feature_channels[:-1]))
         self.head = nn.Conv3d(init_filters, out_channels, kernel_size=1)
 
@@ -247,4 +253,7 @@ class MISSU(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits (B, classes, H, W, D) of an image (B, C, H, W, D) whose sides are divisible by 8."""
         features = self.encode(x)
-        return self.decode(self.bottleneck(features[-1]), features[:-1])
+        skips = features[:-1]
+        if self.fusion is not None:
+            skips = self.fusion(skips)
+        return self.decode(self.bottleneck(features[-1]), skips)
