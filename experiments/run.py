@@ -2,8 +2,8 @@
 
     python experiments/run.py experiments/self_distillation.json --dataset_dir Task04_Hippocampus
 
-trains and scores each variant with each seed. A run that has its CSV of cases is not run again, so the same command goes
-on after an interruption. Without ``--dataset_dir`` it makes the table and the plot of the runs that are there.
+trains and scores each variant with each seed. A run that has its CSV of cases is not run again, so the same command
+goes on after an interruption. Without ``--dataset_dir`` it makes the table and the plot of the runs that are there.
 """
 
 from __future__ import annotations

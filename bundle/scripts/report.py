@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,17 +33,14 @@ class EvaluationReport:
     Args:
         output_dir: folder to write to.
         regions: names of the channels of ``pred`` and ``label``, such as ``tc``, ``wt``, ``et``.
-        lesion_dilations: see :func:`scripts.lesions.find_lesions`.
-        lesion_min_mm3: likewise.
+        rules: ``metrics``, ``missed_mm``, ``lesion_dilations`` and ``lesion_min_mm3`` of
+            :func:`scripts.metrics.score_region`, where they are not its defaults.
     """
 
-    def __init__(
-        self, output_dir: str | Path, regions: Sequence[str], lesion_dilations: int = 3, lesion_min_mm3: float = 50.0
-    ) -> None:
+    def __init__(self, output_dir: str | Path, regions: Sequence[str], rules: Mapping[str, Any] | None = None) -> None:
         self.output_dir = Path(output_dir)
         self.regions = tuple(regions)
-        self.lesion_dilations = lesion_dilations
-        self.lesion_min_mm3 = lesion_min_mm3
+        self.rules = dict(rules or {})
         self.scored: list[tuple[str, dict[str, float], list[list[str]]]] = []
 
     def attach(self, engine: Engine) -> None:
@@ -66,7 +63,7 @@ class EvaluationReport:
         lesion_rows = []
         for region, predicted, true in zip(self.regions, pred, label):
             prediction, truth = (np.asarray(mask.detach().cpu()).astype(bool) for mask in (predicted, true))
-            scores, lesions = score_region(prediction, truth, spacing_mm, self.lesion_dilations, self.lesion_min_mm3)
+            scores, lesions = score_region(prediction, truth, spacing_mm, **self.rules)
             for metric, score in scores.items():
                 columns.setdefault(metric, {})[region] = score
             for number, lesion in enumerate(lesions, start=1):
@@ -90,7 +87,8 @@ class EvaluationReport:
         rows = [[case_id, *(f"{score:.4f}" for score in row.values())] for case_id, row, _ in cases]
         summary = [summarize(name, values) for name, values in columns.items()]
         write_csv(self.output_dir / "metrics.csv", [["case", *columns], *rows])
-        write_csv(self.output_dir / "lesions.csv", [LESION_COLUMNS, *(row for _, _, rows in cases for row in rows)])
+        lesions = [row for _, _, rows in cases for row in rows]
+        write_csv(self.output_dir / "lesions.csv", [LESION_COLUMNS, *lesions])
         write_csv(self.output_dir / "summary.csv", [SUMMARY_COLUMNS, *summary])
         print(table(summary))
         print(f"Each case: {self.output_dir / 'metrics.csv'}. Each lesion: {self.output_dir / 'lesions.csv'}.")

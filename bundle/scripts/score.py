@@ -12,6 +12,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from monai.data import MetaTensor
@@ -21,7 +22,9 @@ from tqdm.auto import tqdm
 from .cases import LABEL, WHOLE, Case, find_cases
 from .errors import InputError
 from .labels import LABEL_CONVENTIONS, classes_to_regions, regions, values_to_classes
+from .metrics import CHAOS_METRICS, METRICS
 from .report import EvaluationReport
+from .surfaces import MISSED_MM
 from .transforms import check_same_space, read
 
 __all__ = ["main", "score_masks"]
@@ -33,8 +36,7 @@ def score_masks(
     output_dir: str | Path,
     label_convention: str,
     prediction_convention: str | None = None,
-    lesion_dilations: int = 3,
-    lesion_min_mm3: float = 50.0,
+    **rules: Any,
 ) -> None:
     """Writes and prints the report of ``configs/evaluate.json`` for masks on disk.
 
@@ -44,8 +46,7 @@ def score_masks(
         output_dir: folder for the three CSV files.
         label_convention: of the labels; its regions are scored.
         prediction_convention: of the predictions, by default that of the labels.
-        lesion_dilations: see :func:`scripts.lesions.find_lesions`.
-        lesion_min_mm3: likewise.
+        rules: as in :class:`scripts.report.EvaluationReport`.
 
     Raises:
         InputError: when a label or a prediction is missing, cannot be read, lies elsewhere or holds another value.
@@ -55,7 +56,7 @@ def score_masks(
     for case_id in sorted(truths.keys() ^ predictions.keys()):
         lacking, folder = ("prediction", prediction_dir) if case_id in truths else ("label", dataset_dir)
         raise InputError(f"Case {case_id}: the {lacking} is missing in {folder}.")
-    report = EvaluationReport(output_dir, tuple(regions(label_convention)), lesion_dilations, lesion_min_mm3)
+    report = EvaluationReport(output_dir, tuple(regions(label_convention)), rules)
     for case_id, path in tqdm(sorted(truths.items()), desc="scoring", leave=False, disable=None):
         truth = load_regions(case_id, path, label_convention, label_convention)
         predicted_by = prediction_convention or label_convention
@@ -86,6 +87,10 @@ def main(argv: Sequence[str] | None = None) -> str | None:
     parser.add_argument("--output_dir", type=Path, default=Path("eval"), help="folder for the CSV files")
     parser.add_argument("--label_convention", choices=LABEL_CONVENTIONS, required=True, help="of the labels")
     parser.add_argument("--prediction_convention", choices=LABEL_CONVENTIONS, help="where it is another")
+    parser.add_argument("--metrics", nargs="+", choices=(*METRICS, *CHAOS_METRICS), default=METRICS)
+    parser.add_argument(
+        "--missed_mm", type=float, default=MISSED_MM, help="distance where one mask is empty; default: %(default)s"
+    )
     parser.add_argument("--lesion_dilations", type=int, default=3)
     parser.add_argument("--lesion_min_mm3", type=float, default=50.0)
     try:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from monai.metrics.utils import get_mask_edges, get_surface_distance
 
-__all__ = ["hd95_mm", "surface_dice"]
+__all__ = ["MISSED_MM", "hd95_mm", "surface_dice", "symmetric_distances_mm"]
 
 MISSED_MM = 373.13  # the diagonal of a BraTS volume, 240 x 240 x 155 mm: the challenge's distance for a missed region
 
@@ -45,6 +45,27 @@ def hd95_mm(
         within = area.cumsum() / area.sum()
         percentiles.append(distance_mm[min(int(np.searchsorted(within, 0.95)), len(distance_mm) - 1)])
     return float(max(percentiles))
+
+
+def symmetric_distances_mm(
+    prediction: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float], missed_mm: float = MISSED_MM
+) -> tuple[float, float]:
+    """Average and maximum symmetric surface distance, ASSD and MSSD, between the outermost voxels, as CHAOS has them.
+
+    ASSD is the mean over both surfaces together; MSSD is the Hausdorff distance. Both masks empty: 0 mm. One of them:
+    ``missed_mm``.
+    """
+    if not prediction.any() or not truth.any():
+        distance_mm = missed_mm if prediction.any() or truth.any() else 0.0
+        return distance_mm, distance_mm
+    first, second = get_mask_edges(prediction, truth)[:2]
+    distances_mm = np.concatenate(
+        [
+            np.asarray(get_surface_distance(edges, others, spacing=tuple(spacing_mm)))
+            for edges, others in ((first, second), (second, first))
+        ]
+    )
+    return float(distances_mm.mean()), float(distances_mm.max())
 
 
 def surface_dice(
