@@ -44,16 +44,21 @@ def test_config_is_data(path):
         ("train", ["train.json", "evaluate.json"]),
         ("infer", ["inference.json"]),
         ("infer", ["inference.json", "demo.json"]),
+        ("train", ["train.json", "chaos.json", "chaos_cpu.json"]),
+        ("infer", ["inference.json", "chaos_inference.json", "chaos_cpu.json"]),
+        ("train", ["train.json", "hippocampus.json"]),
     ],
-    ids=["train", "train demo", "evaluate", "inference", "inference demo"],
+    ids=["train", "train demo", "evaluate", "inference", "inference demo", "chaos", "chaos inference", "hippocampus"],
 )
 def test_monai_finds_every_property(workflow_type, names, tiny_cases):
+    modalities = ["t1", "t2"] if "chaos.json" in names else load("train.json")["modalities"]
     workflow = ConfigWorkflow(
         workflow_type=workflow_type,
         config_file=[str(CONFIGS / name) for name in names],
         meta_file=str(CONFIGS / "metadata.json"),
         logging_file=False,
         dataset_dir=str(tiny_cases),
+        modalities=modalities,
         data_list_file_path=None,
         split="training",
         cache_rate=0.0,
@@ -108,3 +113,11 @@ def test_the_defaults_are_the_papers():
     assert train["distillation_weight"] == 0.3
     assert (train["optimizer"]["betas"], train["optimizer"]["eps"]) == ([0.9, 0.999], 1e-5)
     assert train["lr_scheduler"]["power"] == 0.9
+
+
+def test_chaos_is_segmented_as_it_is_trained():
+    training, inference = load("chaos.json"), load("chaos_inference.json")
+    for key in ("modalities", "label_convention", "roi_size"):
+        assert training[key] == inference[key], key
+    to_grid = training["validate#postprocessing#transforms#0"] | {"transform": "@preprocessing"}
+    assert to_grid == inference["postprocessing#transforms#0"]

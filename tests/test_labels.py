@@ -16,6 +16,9 @@ VALUES = {
     "brats_ped": [0, 2, 4, 1, 3],
     "decathlon": [0, 2, 1, 3],
     "nnunet": [0, 2, 1, 3],
+    "hippocampus": [0, 1, 2],
+    "chaos_organs": [0, 1, 2, 3, 4],
+    "chaos_liver": [0, 1],
 }
 CONVENTIONS = pytest.mark.parametrize(("convention", "values"), VALUES.items(), ids=VALUES)
 MAKERS = pytest.mark.parametrize(
@@ -60,7 +63,7 @@ def test_values_and_classes_both_ways(convention, values, make):
             "brats2020",
             1,
             "label_convention should be one of brats2018, brats2023, brats2024_gli, brats_ped, decathlon, nnunet, "
-            "got brats2020.",
+            "hippocampus, chaos_organs, chaos_liver, got brats2020.",
         ),
     ],
     ids=[
@@ -104,6 +107,9 @@ REGIONS = {
     **dict.fromkeys(("brats2018", "brats2023", "decathlon", "nnunet"), USUAL),
     "brats2024_gli": {"tc": [0, 1, 0, 1, 0], "wt": [0, 1, 1, 1, 0], "et": [0, 0, 0, 1, 0], "rc": [0, 0, 0, 0, 1]},
     "brats_ped": {"tc": [0, 1, 0, 1, 1], "wt": [0, 1, 1, 1, 1], "et": [0, 0, 0, 1, 0], "cc": [0, 0, 0, 0, 1]},
+    "hippocampus": {"anterior": [0, 1, 0], "posterior": [0, 0, 1]},
+    "chaos_organs": {organ: [0, *(int(i == j) for j in range(4))] for i, organ in enumerate("abcd")},
+    "chaos_liver": {"liver": [0, 1]},
 }
 
 
@@ -113,3 +119,9 @@ def test_regions(convention, values):
     masks = classes_to_regions(values_to_classes(label, convention), convention)
     assert masks.dtype == torch.bool
     assert masks.flatten(1).int().tolist() == list(REGIONS[convention].values())
+
+
+def test_the_liver_against_the_rest():
+    label = np.array([0, 1, 2, 3, 4])
+    assert values_to_classes(label, "chaos_liver").tolist() == [0, 1, 0, 0, 0]
+    assert classes_to_values(np.array([0, 1]), "chaos_liver").tolist() == [0, 1]

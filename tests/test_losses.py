@@ -104,3 +104,16 @@ def test_last_terms_are_those_of_the_last_step():
     for logit in (5, 2):
         loss(SelfDistillationOutput(feature([logit]), same, same, None), feature([1]))
     assert loss.last_terms(None)["segmentation_loss"] == 1  # 2 - 1
+
+
+def test_a_network_without_teachers():
+    loss = MISSULoss(MeanDifference())
+    assert loss(feature([5, 7]), feature([1, 1])).item() == 5  # (5 + 7) / 2 - 1
+    assert loss.last_terms(None) == {"loss": 5}
+
+
+def test_lambda_rises_over_the_ramp():
+    loss = MISSULoss(MeanDifference(), distillation_weight=0.4, ramp_steps=4)
+    output = SelfDistillationOutput(feature([0]), [feature([7, 0])], [feature([0, 1])], None)
+    values = [loss(output, feature([0])).item() for _ in range(6)]
+    assert values == pytest.approx([share * math.sqrt(2) for share in (0.1, 0.2, 0.3, 0.4, 0.4, 0.4)])

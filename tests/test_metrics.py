@@ -61,6 +61,30 @@ def test_a_missed_case_beside_a_perfect_one_counts_in_each_mean():
     assert (means["nsd_1mm"], means["sensitivity"], means["specificity"]) == (0.5, 0.5, 1)
 
 
+@pytest.mark.parametrize(
+    ("prediction", "truth", "expected"),
+    [("######..", "####....", 50), ("##......", "####....", 50), ("....", "....", 0), ("#...", "....", 100)],
+    ids=["too much", "too little", "both empty", "false alarm"],
+)
+def test_relative_volume_difference(prediction, truth, expected):
+    scores, lesions = score_region(line(prediction), line(truth), (1, 1, 1), metrics=["rvd_percent"])
+    assert scores == {"rvd_percent": expected}
+    assert not lesions
+
+
+def test_a_missed_organ_counts_the_diagonal_of_its_volume():
+    # 4 x 1 x 1 voxels of 3 x 4 x 0.1 mm: sqrt(12^2 + 4^2 + 0.1^2)
+    scores, _ = score_region(
+        line("...."), line("##.."), (3, 4, 0.1), metrics=["mssd_mm", "assd_mm", "hd95_mm"], missed_mm=None
+    )
+    assert scores == pytest.approx(dict.fromkeys(("mssd_mm", "assd_mm", "hd95_mm"), 160.01**0.5))
+
+
+def test_an_unknown_metric():
+    with pytest.raises(ValueError, match=r"metrics should be of dice, .*, rvd_percent, hausdorff is not\."):
+        score_region(line("#"), line("#"), (1, 1, 1), metrics=["dice", "hausdorff"])
+
+
 def test_masks_of_two_shapes():
     with pytest.raises(ValueError, match=r"The masks should have one shape, got \(4, 1, 1\) and \(3, 1, 1\)"):
         score_region(line("...."), line("..."), (1, 1, 1))

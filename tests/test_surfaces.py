@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from scripts.surfaces import hd95_mm, surface_dice
+from scripts.surfaces import hd95_mm, surface_dice, symmetric_distances_mm
 
 MISSED = 373.13
 SHAPE = (24, 16, 16)
@@ -80,3 +80,33 @@ def test_the_same_as_the_reference(seed, spacing_mm):
     assert hd95_mm(prediction, truth, spacing_mm) == pytest.approx(expected, rel=1e-5)
     expected = reference.compute_surface_dice_at_tolerance(distances, 1.0)
     assert surface_dice(prediction, truth, spacing_mm) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "truth", "spacing_mm", "expected"),
+    [
+        (voxels(), voxels(), (1, 1, 1), (0, 0)),
+        (voxels(), voxels((3, 3, 3)), (1, 1, 1), (MISSED, MISSED)),
+        (cube(2), cube(2), (1, 1, 1), (0, 0)),
+        # 4 voxels of 0.5 mm, 3 of 1 mm, 1 of 12 mm, there and back: sqrt(2^2 + 3^2 + 12^2) = 12.5 mm nearly
+        (voxels((1, 2, 3)), voxels((5, 5, 4)), (0.5, 1, 12), (157**0.5, 157**0.5)),
+        # from the two voxels 0 and 5 mm, from the one 0 mm: mean 5 / 3, not the mean of 2.5 and 0
+        (voxels((1, 2, 3), (4, 6, 3)), voxels((1, 2, 3)), (1, 1, 1), (5 / 3, 5)),
+    ],
+    ids=["both empty", "missed", "same", "slices", "one side"],
+)
+def test_symmetric_distances(prediction, truth, spacing_mm, expected):
+    assert symmetric_distances_mm(prediction, truth, spacing_mm) == pytest.approx(expected)
+    assert symmetric_distances_mm(truth, prediction, spacing_mm) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_symmetric_distances_of_every_pair_of_border_voxels(seed):
+    """Each border voxel (eroded by six neighbors) against each of the other mask, without a distance transform."""
+    generator, spacing_mm = np.random.default_rng(seed), (0.9, 1.25, 3)
+    masks = [ndimage.gaussian_filter(generator.normal(size=SHAPE), 2) > 0 for _ in range(2)]
+    # The border of the volume is a border of the mask, too.
+    borders = [np.argwhere(mask & ~ndimage.binary_erosion(mask)) * spacing_mm for mask in masks]
+    between = np.linalg.norm(borders[0][:, None] - borders[1][None], axis=2)
+    each = np.concatenate([between.min(axis=0), between.min(axis=1)])
+    assert symmetric_distances_mm(*masks, spacing_mm) == pytest.approx((each.mean(), each.max()), rel=1e-5)
