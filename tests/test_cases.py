@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.cases import case_of, find_cases
+from scripts.cases import case_of, find_cases, folder_of
 from scripts.errors import InputError
 
 MODALITIES = ("t1", "t1ce", "t2", "flair")
@@ -223,3 +223,11 @@ def test_real_folders(real_data, folder, number, modalities):
     for case in cases:
         assert case.file("seg").name.startswith(case.case_id)
         assert list(case.image(modalities)) == list(modalities)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["data/imagesTr/BRATS_001.nii.gz", "data/BRATS_001_t1.nii.gz", "data/patient.nii.gz", "data/patient.mha"],
+)
+def test_folder_of_a_case(path):
+    assert folder_of(path) == Path("data")

@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 from test_workflows import SMALL, configs, run
 
 SHAPE = (40, 36, 10)
@@ -61,6 +62,7 @@ def test_from_training_to_scored_livers(abdomens, tmp_path):
         assert mask.shape == SHAPE
         assert np.allclose(mask.affine, AFFINE)
         assert set(np.unique(mask.dataobj)) <= {0, 1}
+        assert ndimage.label(np.asarray(mask.dataobj), np.ones((3, 3, 3)))[1] <= 1  # an organ is in one piece
 
 
 def test_a_modality_that_is_not_there(abdomens, tmp_path):

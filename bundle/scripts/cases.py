@@ -201,6 +201,12 @@ def case_of(path: str | Path) -> Case:
     return group(siblings)[0] if siblings else Case(name.case_id, name.folder)
 
 
+def folder_of(path: str | Path) -> Path:
+    """The folder of a file's case: its own, or above ``imagesTr`` and the like where all cases share them."""
+    name = split_file_name(Path(path))
+    return Path(path).parent if name is None else name.folder
+
+
 def is_of(path: Path, name: FileName) -> bool:
     other = split_file_name(path)
     return other is not None and (other.folder, other.case_id) == (name.folder, name.case_id)

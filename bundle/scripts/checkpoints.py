@@ -17,7 +17,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from .cases import case_of
+from .cases import case_of, folder_of
 from .errors import InputError
 from .files import whole_file
 
@@ -172,7 +172,7 @@ class WeightsSaver:
         images = [item["image"] for item in items]
         files = [str(next(iter(image.values())) if isinstance(image, Mapping) else image) for image in images]
         return {
-            "dataset": Path(os.path.commonpath([os.path.dirname(file) for file in files])).name,
+            "dataset": Path(os.path.commonpath([folder_of(file) for file in files])).name,
             "cases": sorted(item.get("case_id") or case_of(file).case_id for item, file in zip(items, files)),
             "settings": dict(self.settings),
             "epoch": state.epoch,

@@ -126,8 +126,10 @@ def write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
 
 def table(summary: Sequence[Sequence[str]]) -> str:
     """The summary for reading: a row per metric and region."""
-    lines = [f"{summary[0][2] + ' cases':<20}{'mean +- std':>22}{'median':>12}{'95 % interval of the mean':>30}"]
+    width = max(len(f"{region} {metric}") for metric, region, *_ in summary) + 1
+    lines = [f"{summary[0][2] + ' cases':<{width}}{'mean +- std':>21}{'median':>12}{'95 % interval of the mean':>30}"]
     for metric, region, _, *numbers in summary:
         mean, std, median, low, high = (f"{float(number):.3f}" for number in numbers)
-        lines.append(f"{region.upper():<4}{metric:<16}{f'{mean} +- {std}':>22}{median:>12}{f'{low} to {high}':>30}")
+        name = f"{region.upper()} {metric}"
+        lines.append(f"{name:<{width}}{f'{mean} +- {std}':>21}{median:>12}{f'{low} to {high}':>30}")
     return "\n".join(lines)
