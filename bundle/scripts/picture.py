@@ -75,7 +75,7 @@ def radiological_slice(volume: np.ndarray, index: int) -> np.ndarray:
     return volume[::-1, ::-1, index].T
 
 
-def _window(image: np.ndarray) -> np.ndarray:
+def window(image: np.ndarray) -> np.ndarray:
     """Grey values 0 to 1 between the 1st and the 99.7th percentile of the non-zero voxels; zeros become black."""
     inside = image != 0
     if not inside.any():
@@ -84,7 +84,7 @@ def _window(image: np.ndarray) -> np.ndarray:
     return np.where(inside, np.clip((image - low) / max(high - low, 1e-9), 0, 1), 0)
 
 
-def _crop(image: np.ndarray, margin: int = 2) -> tuple[slice, slice]:
+def crop_to_image(image: np.ndarray, margin: int = 2) -> tuple[slice, slice]:
     """Rows and columns of a shown slice (W, H) that hold all that is not zero, and a margin."""
     if not image.any():
         return slice(None), slice(None)
@@ -140,7 +140,7 @@ def draw_case(
             raise ValueError(f"{name} has shape {volume.shape}, but {first_name} has shape {images[first_name].shape}.")
 
     index = choose_slice(base, truth, prediction)
-    crop = _crop(radiological_slice(base, index))
+    crop = crop_to_image(radiological_slice(base, index))
     panels: list[tuple[str, np.ndarray, np.ndarray | None]] = [
         *((MODALITY_TITLES.get(name, name), volume, None) for name, volume in images.items()),
         *((name.capitalize(), base, classes) for name, classes in overlays.items()),
@@ -159,7 +159,7 @@ def draw_case(
         )
         axes.set_axis_off()
         axes.set_title(heading, color=INK, fontsize=9, pad=5)
-        grey = radiological_slice(_window(volume), index)[crop]
+        grey = radiological_slice(window(volume), index)[crop]
         axes.imshow(grey, cmap="gray", vmin=0, vmax=1, interpolation="bicubic", aspect="auto")
         if classes is not None:
             axes.imshow(_overlay(radiological_slice(classes, index)[crop]), interpolation="nearest", aspect="auto")
