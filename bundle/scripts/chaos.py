@@ -64,8 +64,8 @@ def read_mask(file: Path, organs: bool) -> np.ndarray:
     if grey.ndim != 2:
         raise InputError(f"{file} should hold grey values, its shape is {grey.shape}.")
     if not organs:
-        if len(values := np.unique(grey[grey > 0])) > 1:
-            raise InputError(f"{file} should hold 0 and one value for the liver, it holds {values[:3].tolist()}.")
+        if len(found := np.unique(grey[grey > 0])) > 1:
+            raise InputError(f"{file} should hold 0 and one value for the liver, it holds {found[:3].tolist()}.")
         return (grey > 0).astype(np.uint8)
     classes, known = np.zeros(grey.shape, np.uint8), grey == 0
     for index, values in GREY_OF_CLASS.items():
@@ -82,7 +82,9 @@ def with_geometry_of(image: Any, voxels: np.ndarray, what: str) -> Any:
     """An ITK image of voxels (slices, rows, columns) that lies where another image lies."""
     shape = itk.array_view_from_image(image).shape
     if voxels.shape != shape:
-        raise InputError(f"{what} should have the shape {shape} of its series (slices, rows, columns), not {voxels.shape}.")
+        raise InputError(
+            f"{what} should have the shape {shape} of its series (slices, rows, columns), not {voxels.shape}."
+        )
     made = itk.image_from_array(np.ascontiguousarray(voxels))
     made.CopyInformation(image)
     return made

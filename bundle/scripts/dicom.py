@@ -1,6 +1,6 @@
 """One DICOM series to one NIfTI file: slices in the order of their positions, geometry kept.
 
-    python -m scripts.dicom --source <folder of one series> --output <case>/<case>_t1ce.nii.gz
+python -m scripts.dicom --source <folder of one series> --output <case>/<case>_t1ce.nii.gz
 """
 
 from __future__ import annotations

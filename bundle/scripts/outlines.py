@@ -64,9 +64,9 @@ def draw_outlines(
     prediction = masks.get("prediction")
     telling = prediction if prediction is not None and prediction.any() else sum(masks.values(), np.zeros(image.shape))
     labels = [int(label) for label in np.unique(telling) if label]
-    indices = choose_slices(np.isin(np.stack(list(masks.values())), labels).any(axis=0))
+    indices = choose_slices(np.isin(list(masks.values()), labels).max(axis=0))
     grey = window(image)
-    rows, columns = crop_to_image(radiological_slice(image.any(axis=2, keepdims=True), 0))
+    rows, columns = crop_to_image(radiological_slice((image != 0).max(axis=2, keepdims=True), 0))
 
     shape = radiological_slice(image, 0)[rows, columns].shape
     gap_px, legend_px, heading_px = 12, 80, 110 if title else 60
