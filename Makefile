@@ -1,6 +1,7 @@
 # make demo   trains on phantoms, scores, segments unseen ones and draws one; minutes on a CPU
 # make test   all tests
 # make lint   the style and type checks
+# make test-slow   the experiments at a tenth of their budget: half an hour, needs MISSU_DATA
 # make test-clients   MONAI Label, exports, federated learning: installs an environment of gigabytes first
 # make package        dist/<name>_v<version>.zip of the bundle with its weights; WEIGHTS=none: without
 
@@ -11,7 +12,7 @@ BIN := $(abspath $(VENV)/bin)
 RUN := cd bundle && $(BIN)/python -m
 DEMO := bundle/demo
 
-.PHONY: demo test test-clients package lint clean
+.PHONY: demo test test-slow test-clients package lint clean
 .DELETE_ON_ERROR:
 
 $(VENV)/installed: requirements.txt
@@ -32,6 +33,9 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/installed
+	$(BIN)/python -m pytest -m slow
 
 test-clients: $(VENV)/clients
 	$(BIN)/python -m pytest -m clients

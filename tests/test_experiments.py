@@ -1,0 +1,154 @@
+"""The experiment runner: what is run, what is not run again, and the numbers of its table."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from scipy import stats
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+spec = importlib.util.spec_from_file_location("experiments_run", EXPERIMENTS / "run.py")
+assert spec is not None
+assert spec.loader is not None
+runner = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(runner)
+
+TINY = {"init_filters": 4, "hidden_size": 8, "mlp_dim": 8, "num_layers": 1, "num_heads": 2}
+
+
+def write_spec(folder: Path, **changes: object) -> Path:
+    content = {
+        "config_file": ["configs/train.json", "configs/hippocampus.json"],
+        "split": {"seed": 0, "validation_fraction": 0.1, "testing_fraction": 0.3},
+        "iterations": 2,
+        "seeds": [0, 1],
+        "base": "plain",
+        "variants": {"plain": {"self_distillation": "@network"}, "taught": {"detach_teacher": True}},
+        **changes,
+    }
+    path = folder / "tiny.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def write_scores(results: Path, variant: str, seed: int, dice: dict[str, tuple[float, float]]) -> None:
+    results.mkdir(exist_ok=True)
+    with open(results / f"{variant}_seed{seed}.csv", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["case", "dice_anterior", "dice_posterior", "hd95_mm_anterior"])
+        rows.writerows([case, *values, 99.0] for case, values in dice.items())
+    (results / f"{variant}_seed{seed}.json").write_text(json.dumps({"training_hours": 0.5}))
+
+
+def table(results: Path) -> dict[str, dict[str, str]]:
+    with open(results / "table.csv", newline="") as file:
+        return {row["variant"]: row for row in csv.DictReader(file)}
+
+
+def test_the_table_by_hand(tmp_path, capsys):
+    results = tmp_path / "results"
+    write_scores(results, "plain", 0, {"a": (0.8, 0.6), "b": (0.9, 0.9)})  # cases 0.7 and 0.9
+    write_scores(results, "plain", 1, {"a": (0.7, 0.7), "b": (1.0, 1.0)})  # 0.7 and 1.0
+    write_scores(results, "taught", 0, {"b": (0.9, 0.9), "a": (0.8, 0.8)})  # 0.8 and 0.9, in another order
+    write_scores(results, "taught", 1, {"a": (0.8, 0.8), "b": (1.0, 1.0)})  # 0.8 and 1.0
+    assert runner.main([str(write_spec(tmp_path)), "--results", str(results)]) is None
+    plain, taught = table(results)["plain"], table(results)["taught"]
+    assert float(plain["dice"]) == pytest.approx(0.825)
+    assert float(plain["std_of_seeds"]) == pytest.approx(0.05 / 2**0.5, abs=1e-4)  # means 0.8 and 0.85
+    assert plain["difference"] == "nan"
+    assert float(taught["difference"]) == pytest.approx(0.05)  # 0.1 for a, 0 for b, with both seeds
+    assert (float(taught["ci95_low"]), float(taught["ci95_high"])) == (0.0, 0.1)  # a alone and b alone are drawn
+    assert float(taught["hours"]) == 0.5
+    assert "taught" in capsys.readouterr().out
+    assert imread(results / "plot.png").shape[1] > 1000
+
+
+def test_the_interval_is_that_of_scipy_for_one_seed():
+    difference = np.random.default_rng(3).normal(0.01, 0.02, 40)
+    mean, low, high = runner.paired_difference(difference[None], np.zeros((1, 40)))
+    options = {"method": "percentile", "n_resamples": 10_000, "rng": np.random.default_rng(4)}
+    expected = stats.bootstrap((difference,), np.mean, **options).confidence_interval
+    assert mean == pytest.approx(difference.mean())
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=5e-4)
+
+
+def test_spread_between_seeds_widens_the_interval():
+    zeros = np.zeros((3, 30))
+    alike = np.full((3, 30), 0.01)
+    apart = alike + np.array([[-0.03], [0.0], [0.03]])
+    assert runner.paired_difference(alike, zeros) == pytest.approx((0.01, 0.01, 0.01))
+    _, low, high = runner.paired_difference(apart, zeros)
+    assert low < 0 < high
+
+
+@pytest.fixture
+def hippocampi(tmp_path) -> Path:
+    root = tmp_path / "data"
+    for folder in ("imagesTr", "labelsTr"):
+        (root / folder).mkdir(parents=True)
+    for number in range(6):
+        generator = np.random.default_rng(number)
+        label = np.zeros((20, 24, 18), np.uint8)
+        label[6:14, 12:20, 6:12], label[6:14, 4:12, 6:12] = 1, 2
+        image = (generator.normal(50, 10, label.shape) + 40 * label).astype(np.float32)
+        for folder, volume in (("imagesTr", image), ("labelsTr", label)):
+            nib.save(nib.Nifti1Image(volume, np.eye(4)), root / folder / f"hippocampus_{number:03d}.nii.gz")
+    return root
+
+
+def test_runs_once_and_goes_on(tmp_path, hippocampi):
+    small = {"network_def#" + name: value for name, value in TINY.items()} | {"roi_size": [16, 16, 16]}
+    variants = {"plain": {"self_distillation": "@network", **small}, "taught": {"detach_teacher": True, **small}}
+    experiment = write_spec(tmp_path, variants=variants, seeds=[0])
+    # A copy, so that the runs of this test are not found beside those of the project.
+    script = tmp_path / "project" / "experiments" / "run.py"
+    script.parent.mkdir(parents=True)
+    script.write_text((EXPERIMENTS / "run.py").read_text())
+    (tmp_path / "project" / "bundle").symlink_to(EXPERIMENTS.parent / "bundle")
+    results = script.parent / "results" / "tiny"
+    command = [sys.executable, str(script), str(experiment), "--dataset_dir", str(hippocampi)]
+
+    first = subprocess.run([*command, "--variants", "plain"], capture_output=True, text=True)
+    assert first.returncode == 0, first.stderr
+    assert set(table(results)) == {"plain"}
+    before = (results / "plain_seed0.csv").stat()
+
+    second = subprocess.run(command, capture_output=True, text=True)
+    assert second.returncode == 0, second.stderr
+    assert set(table(results)) == {"plain", "taught"}
+    assert (results / "plain_seed0.csv").stat().st_mtime_ns == before.st_mtime_ns
+    record = json.loads((results / "taught_seed0.json").read_text())
+    assert (record["iterations"], record["seed"]) == (2, 0)
+    assert int(table(results)["plain"]["cases"]) == 2  # 30 % of six
+    log = (script.parent / "runs" / "tiny_2" / "taught_seed0" / "log.txt").read_text()
+    assert "teacher_loss" in log
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [({"base": "other"}, "The base of"), ({"variants": {}}, "The base of"), ({}, "There should be runs to report")],
+)
+def test_bad_input(tmp_path, changes, sentence):
+    message = runner.main([str(write_spec(tmp_path, **changes)), "--results", str(tmp_path / "none")])
+    assert str(message).startswith(f"Error: {sentence}")
+
+
+@pytest.mark.slow
+def test_self_distillation_at_a_tenth_of_the_budget(real_data, tmp_path):
+    """The command of docs/experiments.md with 40 steps instead of 400."""
+    experiment, results = EXPERIMENTS / "self_distillation.json", tmp_path / "results"
+    arguments = ["--dataset_dir", str(real_data / "hippocampus"), "--iterations", "40", "--results", str(results)]
+    assert runner.main([str(experiment), *arguments]) is None
+    rows = table(results)
+    assert list(rows) == ["plain", "literal", "taught", "taught-ramp", "ms-output"]
+    assert all((row["seeds"], row["cases"]) == ("3", "60") for row in rows.values())
+    assert all(0.2 < float(row["dice"]) < 0.95 for row in rows.values())
