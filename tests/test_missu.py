@@ -50,8 +50,9 @@ def test_size_and_cost_are_those_of_the_paper():
         ({**SMALL, "out_channels": 1, "img_size": (8, 16, 24)}, (1, 4, 8, 16, 24), 1),
         ({**SMALL, "in_channels": 1, "out_channels": 5, "img_size": 16}, (3, 1, 24, 8, 40), 5),
         ({**SMALL, "blocks_per_stage": (2, 1, 1, 1), "img_size": [16, 16, 16]}, (1, 4, 16, 16, 16), 4),
+        ({**SMALL, "fuse_skips": True, "img_size": 16}, (1, 4, 16, 24, 16), 4),
     ],
-    ids=["default", "CHAOS", "not cubic", "other than img_size", "other depths"],
+    ids=["default", "CHAOS", "not cubic", "other than img_size", "other depths", "MS-output"],
 )
 def test_logits_have_the_size_of_the_image(arguments, shape, classes):
     with torch.inference_mode():
@@ -205,3 +206,14 @@ class TestPositionTable:
         # From 2 to 4 voxels: centers at -0.25, 0.25, 0.75, 1.25 of a ramp from 0 to 1 that is constant outside.
         along_h = bare(torch.zeros(1, 64, 4, 6, 3))[0, 0, :, 2, 1]
         torch.testing.assert_close(along_h, torch.tensor([0.0, 0.25, 0.75, 1.0]))
+
+
+def test_ms_output_feeds_the_decoder_with_fused_skips():
+    network = MISSU(**SMALL, img_size=16, fuse_skips=True).eval()
+    x = image(network, 16, 16, 16)
+    with torch.inference_mode():
+        features = network.encode(x)
+        expected = network.decode(network.bottleneck(features[3]), network.fusion(features[:3]))
+        assert torch.equal(network(x), expected)
+        assert not torch.allclose(network(x), network.decode(network.bottleneck(features[3]), features[:3]))
+        assert torch.equal(torch.jit.script(network)(x), network(x))
