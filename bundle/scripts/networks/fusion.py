@@ -59,10 +59,10 @@ class MultiScaleFusion(nn.Module):
 
     def forward(self, skips: list[torch.Tensor]) -> list[torch.Tensor]:
         """B1..B3, each of the shape of its A^s (B, C_s, H_s, W_s, D_s)."""
-        fused: list[torch.Tensor] = []
-        for stage, (skip, branches) in enumerate(zip(skips, self.branches)):
-            x = branches(skip)
-            if stage > 0:
-                x = self.same_stage[stage - 1](x) + self.finer_stage[stage - 1](fused[-1])
-            fused.append(x)
+        widened: list[torch.Tensor] = []  # A-bar
+        for stage, branches in enumerate(self.branches):
+            widened.append(branches(skips[stage]))
+        fused = [widened[0]]
+        for stage, (same_stage, finer_stage) in enumerate(zip(self.same_stage, self.finer_stage)):
+            fused.append(same_stage(widened[stage + 1]) + finer_stage(fused[stage]))
         return fused
