@@ -121,3 +121,9 @@ def test_chaos_is_segmented_as_it_is_trained():
         assert training[key] == inference[key], key
     to_grid = training["validate#postprocessing#transforms#0"] | {"transform": "@preprocessing"}
     assert to_grid == inference["postprocessing#transforms#0"]
+
+
+def test_regions_are_segmented_as_they_are_trained():
+    training, inference = load("regions.json"), load("regions_inference.json")
+    for key in ("regions", "network_def#out_channels", "discretize"):
+        assert training[key] == inference[key], key

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.labels import LABEL_CONVENTIONS, classes_to_regions, classes_to_values, num_classes, values_to_classes
+from scripts.labels import (
+    LABEL_CONVENTIONS,
+    classes_to_regions,
+    classes_to_values,
+    num_classes,
+    regions_to_classes,
+    values_to_classes,
+)
 
 # The values of background, NCR/NET, ED, ET and, where the convention has one, of its fourth class.
 VALUES = {
@@ -125,3 +132,17 @@ def test_the_liver_against_the_rest():
     label = np.array([0, 1, 2, 3, 4])
     assert values_to_classes(label, "chaos_liver").tolist() == [0, 1, 0, 0, 0]
     assert classes_to_values(np.array([0, 1]), "chaos_liver").tolist() == [0, 1]
+
+
+@CONVENTIONS
+def test_regions_back_to_classes(convention, values):
+    classes = torch.arange(len(values)).reshape(1, 1, 1, -1)
+    assert regions_to_classes(classes_to_regions(classes, convention), convention).flatten().tolist() == list(
+        range(len(values))
+    )
+
+
+def test_regions_that_contradict_each_other_count_as_the_smaller_one():
+    # Channels TC, WT, ET of five voxels: ET outside of the others, TC outside of WT, ET in WT alone, WT, nothing.
+    masks = torch.tensor([[0, 1, 0, 0, 0], [0, 0, 1, 1, 0], [1, 0, 1, 0, 0]]).reshape(3, 1, 1, 5)
+    assert regions_to_classes(masks, "brats2023").flatten().tolist() == [3, 1, 3, 2, 0]

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,17 @@ from torch import nn
 from .cases import case_of, folder_of
 from .errors import InputError
 from .files import whole_file
+from .networks import Ensemble
 
-__all__ = ["CheckpointLoader", "WeightsSaver", "describe", "load_weights", "read_record", "save_weights"]
+__all__ = [
+    "CheckpointLoader",
+    "WeightsSaver",
+    "describe",
+    "fold_checkpoints",
+    "load_weights",
+    "read_record",
+    "save_weights",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -114,21 +123,39 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     network.load_state_dict(weights)
 
 
-class CheckpointLoader:
-    """Handler that loads weights when an engine starts. Named as MONAI's, so that MONAI FL recognizes it."""
+def fold_checkpoints(folder: str | Path) -> list[str]:
+    """The weights of each fold below the ``output_dir`` of ``scripts.cross_validation``.
 
-    def __init__(self, load_path: str, network: nn.Module) -> None:
-        self.load_path = load_path
-        self.network = network
+    Raises:
+        InputError: when there are none.
+    """
+    found = sorted(Path(folder).glob("fold*/model_final.pt"))
+    if not found:
+        raise InputError(f"folds_dir should hold weights such as fold0/model_final.pt, {folder} does not.")
+    return [str(path) for path in found]
+
+
+class CheckpointLoader:
+    """Handler that loads weights when an engine starts. Named as MONAI's, so that MONAI FL recognizes it.
+
+    Args:
+        load_path: the weights; for an :class:`~scripts.networks.Ensemble` those of each member.
+        network: what they are loaded into.
+    """
+
+    def __init__(self, load_path: str | Sequence[str], network: nn.Module) -> None:
+        self.load_paths = [load_path] if isinstance(load_path, str) else list(load_path)
+        self.networks = list(network.members) if isinstance(network, Ensemble) else [network]
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        load_weights(self.network, self.load_path)
-        line = describe(self.load_path)
-        if idist.get_rank() == 0:
-            logger.info(line)
+        for path, network in zip(self.load_paths, self.networks, strict=True):
+            load_weights(network, path)
+            line = describe(path)
+            if idist.get_rank() == 0:
+                logger.info(line)
 
 
 class WeightsSaver:

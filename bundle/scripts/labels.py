@@ -16,6 +16,7 @@ __all__ = [
     "convention_table",
     "num_classes",
     "regions",
+    "regions_to_classes",
     "values_to_classes",
 ]
 
@@ -115,3 +116,18 @@ def classes_to_values(classes: Array, convention: str) -> Array:
 def classes_to_regions(classes: torch.Tensor, label_convention: str) -> torch.Tensor:
     """One channel per region of a convention: (1, H, W, D) -> (regions, H, W, D), bool."""
     return torch.cat([torch.isin(classes, classes.new_tensor(of)) for of in regions(label_convention).values()])
+
+
+def regions_to_classes(masks: torch.Tensor, label_convention: str) -> torch.Tensor:
+    """One class per voxel from one channel per region: (regions, H, W, D) -> (1, H, W, D), uint8.
+
+    A voxel takes the class that tells the smallest of its regions from those inside of it: WT alone is edema, TC
+    without ET is necrotic core. Regions that contradict each other, such as ET outside of WT, count as the smaller one.
+    """
+    of = regions(label_convention)
+    classes = torch.zeros_like(masks[:1], dtype=torch.uint8)
+    for region, mask in sorted(zip(of, masks), key=lambda item: -len(of[item[0]])):
+        inside = [set(other) for other in of.values() if set(other) < set(of[region])]
+        [own] = set(of[region]).difference(*inside)
+        classes[0][mask > 0] = own
+    return classes

@@ -18,7 +18,7 @@ from monai.data import MetaTensor
 from .files import whole_file
 from .metrics import score_region
 
-__all__ = ["EvaluationReport"]
+__all__ = ["EvaluationReport", "merge_reports"]
 
 LESION_COLUMNS = ["case", "region", "lesion", "kind", "true_mm3", "predicted_mm3", "dice", "hd95_mm", "counts"]
 SUMMARY_COLUMNS = ["metric", "region", "cases", "mean", "std", "median", "ci95_low", "ci95_high"]
@@ -83,15 +83,32 @@ class EvaluationReport:
             return
         # Several processes repeat cases to fill up the last batch.
         cases = sorted({case_id: (case_id, row, lesions) for case_id, row, lesions in scored}.values())
-        columns = {name: np.array([row[name] for _, row, _ in cases]) for name in cases[0][1]}
         rows = [[case_id, *(f"{score:.4f}" for score in row.values())] for case_id, row, _ in cases]
-        summary = [summarize(name, values) for name, values in columns.items()]
-        write_csv(self.output_dir / "metrics.csv", [["case", *columns], *rows])
         lesions = [row for _, _, rows in cases for row in rows]
-        write_csv(self.output_dir / "lesions.csv", [LESION_COLUMNS, *lesions])
-        write_csv(self.output_dir / "summary.csv", [SUMMARY_COLUMNS, *summary])
-        print(table(summary))
-        print(f"Each case: {self.output_dir / 'metrics.csv'}. Each lesion: {self.output_dir / 'lesions.csv'}.")
+        write_report(self.output_dir, [["case", *cases[0][1]], *rows], [LESION_COLUMNS, *lesions])
+
+
+def write_report(output_dir: Path, metrics: list[list[str]], lesions: list[list[str]]) -> None:
+    """Writes the three files from the rows of two of them, headings first, and prints the summary."""
+    scores = np.array([row[1:] for row in metrics[1:]], float)
+    summary = [summarize(name, values) for name, values in zip(metrics[0][1:], scores.T)]
+    write_csv(output_dir / "lesions.csv", lesions)
+    write_csv(output_dir / "summary.csv", [SUMMARY_COLUMNS, *summary])
+    write_csv(output_dir / "metrics.csv", metrics)  # last: it says that the evaluation is done
+    print(table(summary))
+    print(f"Each case: {output_dir / 'metrics.csv'}. Each lesion: {output_dir / 'lesions.csv'}.")
+
+
+def merge_reports(folders: Sequence[Path], output_dir: Path) -> None:
+    """One report of the cases of several, such as the held-out cases of each fold."""
+    tables: dict[str, list[list[str]]] = {}
+    for name in ("metrics.csv", "lesions.csv"):
+        for folder in folders:
+            with open(folder / name, newline="") as file:
+                heading, *rows = csv.reader(file)
+            tables.setdefault(name, [heading]).extend(rows)
+        tables[name][1:] = sorted(tables[name][1:])
+    write_report(output_dir, tables["metrics.csv"], tables["lesions.csv"])
 
 
 def gather(items: list[Any]) -> list[Any]:

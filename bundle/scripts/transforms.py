@@ -14,9 +14,23 @@ from monai.transforms import LoadImage, LoadImaged, MapTransform
 
 from .cases import Case, case_of
 from .errors import InputError
-from .labels import classes_to_regions, classes_to_values, convention_table, values_to_classes
+from .labels import (
+    classes_to_regions,
+    classes_to_values,
+    convention_table,
+    regions_to_classes,
+    values_to_classes,
+)
 
-__all__ = ["ClassesToRegionsd", "ClassesToValuesd", "LoadImageCased", "ValuesToClassesd", "is_nonzero", "name_by_case"]
+__all__ = [
+    "ClassesToRegionsd",
+    "ClassesToValuesd",
+    "LoadImageCased",
+    "RegionsToClassesd",
+    "ValuesToClassesd",
+    "is_nonzero",
+    "name_by_case",
+]
 
 AFFINE_TOLERANCE = 1e-3  # mm; headers of one case differ by rounding
 
@@ -190,6 +204,16 @@ class ClassesToRegionsd(ConventionTransform):
         d = dict(data)
         for key in self.key_iterator(d):
             d[key] = classes_to_regions(d[key], self.label_convention)
+        return d
+
+
+class RegionsToClassesd(ConventionTransform):
+    """Regions (regions, H, W, D), which overlap, become classes (1, H, W, D)."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = regions_to_classes(d[key], self.label_convention)
         return d
 
 

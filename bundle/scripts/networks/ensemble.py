@@ -1,0 +1,53 @@
+"""Several predictions of one image become one: of several networks, and of the image mirrored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from itertools import chain, combinations
+
+import torch
+from torch import nn
+
+__all__ = ["Ensemble", "Mirrored"]
+
+
+class Ensemble(nn.Module):
+    """The mean of the logits of networks that are alike but for their weights, as nnU-Net takes it of its folds.
+
+    Args:
+        network: the network; each member is a copy.
+        num_members: how many there are.
+    """
+
+    def __init__(self, network: nn.Module, num_members: int) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(deepcopy(network) for _ in range(num_members))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits (B, classes, H, W, D) of an image (B, C, H, W, D)."""
+        total = self.members[0](x)
+        for member in self.members[1:]:
+            total = total + member(x)
+        return total / len(self.members)
+
+
+class Mirrored(nn.Module):
+    """The mean of the logits of an image and of its mirror images, each turned back.
+
+    Args:
+        network: predicts each of them.
+        axes: of an image (B, C, H, W, D), 2 to 4; all their combinations are taken, eight for three axes.
+    """
+
+    def __init__(self, network: nn.Module, axes: Sequence[int] = (2, 3, 4)) -> None:
+        super().__init__()
+        self.network = network
+        self.flips = [list(flip) for flip in chain(*(combinations(axes, n) for n in range(1, len(axes) + 1)))]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits (B, classes, H, W, D) of an image (B, C, H, W, D)."""
+        total = self.network(x)
+        for flip in self.flips:
+            total = total + self.network(x.flip(flip)).flip(flip)
+        return total / (len(self.flips) + 1)

@@ -1,0 +1,57 @@
+"""Ensembles and test-time flips: the mean of what each member, each mirror image, predicts."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from scripts.networks import Ensemble, Mirrored
+
+
+class Scaled(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(factor))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.factor * x
+
+
+def test_the_mean_of_the_members():
+    ensemble = Ensemble(Scaled(1.0), 3)
+    for member, factor in zip(ensemble.members, (1.0, 2.0, 6.0)):
+        member.load_state_dict({"factor": torch.tensor(factor)})
+    assert torch.equal(ensemble(torch.ones(1, 1, 2, 2, 2)), torch.full((1, 1, 2, 2, 2), 3.0))
+
+
+class Position(nn.Module):
+    """Adds to each voxel its number along one axis, so that a mirror image gives something else."""
+
+    def __init__(self, axis: int) -> None:
+        super().__init__()
+        self.axis = axis
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shape = [1] * x.dim()
+        shape[self.axis] = x.shape[self.axis]
+        return x + torch.arange(x.shape[self.axis]).reshape(shape)
+
+
+def test_mirror_images_are_turned_back():
+    x = torch.rand(1, 2, 4, 6, 3)
+    for axis, side in ((2, 4), (3, 6), (4, 3)):
+        # Half of the eight passes see the axis reversed: voxel i gets i and side - 1 - i.
+        assert torch.allclose(Mirrored(Position(axis))(x), x + (side - 1) / 2)
+    assert torch.allclose(Mirrored(Position(3), axes=[2, 4])(x), Position(3)(x))
+
+
+def test_each_of_the_eight_mirror_images_once():
+    seen = []
+
+    class Recorder(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(x.flatten()[0].item())
+            return x
+
+    Mirrored(Recorder())(torch.arange(8.0).reshape(1, 1, 2, 2, 2))
+    assert sorted(seen) == list(range(8))  # the corner that is first tells the mirror image
