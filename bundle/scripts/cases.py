@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from glob import escape
@@ -162,11 +163,24 @@ def list_cases(dataset_dir: str | Path) -> list[Case]:
     root = Path(dataset_dir)
     if not root.is_dir():
         raise InputError(f"dataset_dir should be a folder of cases, {root} is not there.")
-    paths = [path for path in root.rglob("*") if path.is_file()]
-    cases = group([path for path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts)])
+    cases = group(list(files_below(root)))
     if not cases:
         raise InputError(f"dataset_dir should hold NIfTI files such as <case>_flair.nii.gz, {root} holds none.")
     return cases
+
+
+def files_below(root: Path) -> Iterator[Path]:
+    """All files of a folder and its subfolders but hidden ones; links to folders are followed, each folder once."""
+    seen = set()
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        if (real := os.path.realpath(folder)) in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        yield from (
+            path for name in sorted(names) if not name.startswith(".") and (path := Path(folder, name)).is_file()
+        )
 
 
 def find_cases(dataset_dir: str | Path) -> list[Case]:

@@ -112,6 +112,7 @@ def load_datalist(
     modalities: Sequence[str],
     data_list_file_path: str | Path | None = None,
     fold: int | None = None,
+    may_leave_dataset_dir: bool = False,
 ) -> list[dict[str, Any]]:
     """The cases of one split, with absolute paths, for the dataset of a workflow.
 
@@ -122,12 +123,13 @@ def load_datalist(
         data_list_file_path: a list that ``python -m scripts.datalist`` wrote; ``None`` splits the folder anew, the
             same way each time.
         fold: of a list with folds, the one to validate on.
+        may_leave_dataset_dir: whether paths of the list may lead out of ``dataset_dir``.
 
     Raises:
         InputError: when the list or one of its files is not there, leads out of ``dataset_dir``, lacks a modality,
             or has no case in this split.
     """
-    entries = _entries(Path(dataset_dir), split, modalities, data_list_file_path, fold)
+    entries = _entries(Path(dataset_dir), split, modalities, data_list_file_path, may_leave_dataset_dir, fold)
     for entry in entries:
         labels = {"label": entry["label"]} if "label" in entry else {}
         for name, path in (_image_files(entry) | labels).items():
@@ -141,7 +143,12 @@ def _image_files(entry: dict[str, Any]) -> dict[str, str]:
 
 
 def _entries(
-    root: Path, split: str, modalities: Sequence[str], data_list_file_path: str | Path | None, fold: int | None = None
+    root: Path,
+    split: str,
+    modalities: Sequence[str],
+    data_list_file_path: str | Path | None,
+    may_leave: bool,
+    fold: int | None = None,
 ) -> list[dict[str, Any]]:
     """The cases of one split with absolute paths, whether or not there is a file."""
     if not root.is_dir():
@@ -157,7 +164,7 @@ def _entries(
         entries = [entry for entry in datalist["training"] if (entry["fold"] == fold) == (split == "validation")]
     if not entries:
         raise InputError(f"The datalist should have at least one case for {split}, {name} has none.")
-    return [_absolute(entry, root, modalities, labelled=split != "inference") for entry in entries]
+    return [_absolute(entry, root, modalities, split != "inference", may_leave) for entry in entries]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -174,15 +181,21 @@ def _read(path: Path) -> dict[str, Any]:
     return datalist
 
 
-def _absolute(entry: dict[str, Any], root: Path, modalities: Sequence[str], labelled: bool) -> dict[str, Any]:
+def _absolute(
+    entry: dict[str, Any], root: Path, modalities: Sequence[str], labelled: bool, may_leave: bool
+) -> dict[str, Any]:
     case_id, image = entry.get("case_id", entry.get("image")), entry.get("image")
 
     def absolute(name: str, relative: str | None) -> str:
         if relative is None:
             raise InputError(f"Case {case_id}: {name} is missing in the datalist.")
         path = root / relative
-        if not path.resolve().is_relative_to(root.resolve()):
-            raise InputError(f"Case {case_id}: {name} should lie in dataset_dir {root}, the datalist says {relative}.")
+        # By name: links in dataset_dir are its owner's, a list may be anybody's.
+        if not may_leave and not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)):
+            raise InputError(
+                f"Case {case_id}: {name} should lie in dataset_dir {root}, the datalist says {relative}: "
+                "allow it by --may_leave_dataset_dir true."
+            )
         return str(path)
 
     result: dict[str, Any] = {"case_id": case_id}
@@ -201,6 +214,7 @@ def inference_cases(
     output_dir: str | Path,
     data_list_file_path: str | Path | None = None,
     split: str = "inference",
+    may_leave_dataset_dir: bool = False,
 ) -> list[dict[str, Any]]:
     """The cases to segment: those of a datalist's split, or without a list every case of the folder.
 
@@ -212,7 +226,7 @@ def inference_cases(
             ``output_dir`` holds scans: masks are named as labels are, and would replace them.
     """
     if data_list_file_path is not None:
-        entries = _entries(Path(dataset_dir), split, modalities, data_list_file_path)
+        entries = _entries(Path(dataset_dir), split, modalities, data_list_file_path, may_leave_dataset_dir)
         entries = [{"case_id": entry["case_id"], "image": entry["image"]} for entry in entries]
     else:
         first_file = {

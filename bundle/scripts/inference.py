@@ -1,17 +1,28 @@
-"""Inference over many cases: a bad one is reported at the end, the good ones are written."""
+"""Inference over many cases: shared among processes, a bad one reported at the end, done ones not done again."""
 
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from glob import escape
+from pathlib import Path
 from typing import Any
 
+import torch
 from monai.data import Dataset, NibabelWriter
 from monai.engines import SupervisedEvaluator
+from monai.inferers import SlidingWindowInfererAdapt
 
+from .cases import case_of
 from .errors import InputError, one_sentence
 from .files import whole_file
 
-__all__ = ["AtomicNibabelWriter", "CaseDataset", "CaseEvaluator"]
+__all__ = ["AdaptiveInferer", "AtomicNibabelWriter", "CaseDataset", "CaseEvaluator"]
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +30,55 @@ FAULT = "fault"
 
 
 class CaseDataset(Dataset):
-    """Dataset in which a case with bad input becomes ``{"fault": sentence}`` instead of ending the run."""
+    """The cases to segment, in which one with bad input becomes ``{"fault": sentence}`` instead of ending the run.
+
+    Of several processes (``torchrun`` sets RANK and WORLD_SIZE) each takes its share of the cases, by their place in
+    the list alone. They do not wait for each other, so one that dies takes nothing from the others.
+
+    Args:
+        data: the cases.
+        transform: their preprocessing.
+        output_dir: where the masks go.
+        skip_existing: whether a case that has its mask is left out. Else it is refused, by :meth:`prepare`.
+    """
+
+    def __init__(
+        self, data: Sequence[Mapping[str, Any]], transform: Callable, output_dir: str, skip_existing: bool = False
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.skip_existing = skip_existing
+        self.share = list(data)[int(os.environ.get("RANK", 0)) :: int(os.environ.get("WORLD_SIZE", 1))]
+        self.there = [path for path in map(self.mask_of, self.share) if path.exists()]
+        super().__init__(
+            [item for item in self.share if not (skip_existing and self.mask_of(item).exists())], transform
+        )
+
+    def mask_of(self, item: Mapping[str, Any]) -> Path:
+        """Where ``SaveImaged`` writes the mask of a case."""
+        image = item["image"]
+        file = next(iter(image.values())) if isinstance(image, Mapping) else image
+        return self.output_dir / f"{item.get('case_id') or case_of(file).case_id}_seg.nii.gz"
+
+    def prepare(self) -> None:
+        """Makes the output folder ready, and removes what a killed process left of a mask of these cases.
+
+        Raises:
+            InputError: when it cannot be written to, or holds masks that the run would replace.
+        """
+        if self.there and not self.skip_existing:
+            raise InputError(
+                f"output_dir {self.output_dir} holds masks of {len(self.there)} of these cases, such as "
+                f"{self.there[0].name}: keep them by --skip_existing true, or take another output_dir."
+            )
+        try:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.output_dir):
+                pass
+        except OSError as error:
+            raise InputError(f"output_dir {self.output_dir} cannot be written to: {error.strerror}.") from error
+        for item in self.share:
+            for unfinished in self.output_dir.glob(f".[0-9]*.{escape(self.mask_of(item).name)}"):
+                unfinished.unlink()
 
     def _transform(self, index: int) -> Any:
         try:
@@ -32,29 +91,69 @@ class CaseDataset(Dataset):
 
 
 class CaseEvaluator(SupervisedEvaluator):
-    """Evaluator that passes over the faults of a ``CaseDataset`` and ends with them.
+    """Evaluator that passes over the faults of a :class:`CaseDataset` and ends with them.
 
     Raises:
-        InputError: by ``run``, after all cases, when there was a fault: one line each.
+        InputError: by ``run``, before the first case when the output folder is not fit; after all cases when there
+            was a fault: one line each.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.faults: list[str] = []
+        self.num_done = 0
 
     def _iteration(self, engine: SupervisedEvaluator, batchdata: dict[str, Any]) -> Any:
         if FAULT in batchdata:
             self.faults += batchdata[FAULT]
             return []
-        return super()._iteration(engine, batchdata)
+        output = super()._iteration(engine, batchdata)
+        self.num_done += 1
+        return output
 
     def run(self, global_epoch: int = 1) -> None:  # type: ignore[override]
-        self.faults = []
-        super().run(global_epoch)
-        num_cases = self.state.epoch_length
-        self.logger.info(f"{num_cases - len(self.faults)} of {num_cases} cases segmented.")
+        self.faults, self.num_done = [], 0
+        dataset: Any = self.data_loader.dataset  # type: ignore[union-attr]
+        dataset.prepare()
+        # Python would end at once and leave half a file; clusters send SIGTERM before they kill.
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)) if in_main_thread else None
+        try:
+            if len(dataset):
+                super().run(global_epoch)
+        finally:
+            if in_main_thread:
+                signal.signal(signal.SIGTERM, previous)
+            there = f"{len(dataset.share) - len(dataset)} were there already, " if dataset.skip_existing else ""
+            self.logger.info(
+                f"{self.num_done} of {len(dataset.share)} cases segmented, {there}{len(self.faults)} failed."
+            )
         if self.faults:
-            raise InputError("\n".join([f"{len(self.faults)} of {num_cases} cases failed.", *self.faults]))
+            raise InputError("\n".join([f"{len(self.faults)} of {len(dataset.share)} cases failed.", *self.faults]))
+
+
+class AdaptiveInferer(SlidingWindowInfererAdapt):
+    """Sliding windows that make do with the memory of a GPU.
+
+    MONAI's own class puts the windows together in a buffer, then on the CPU, when the GPU has no room for the whole
+    image. This one goes on to half as many windows at a time, down to one, and says so.
+
+    Raises:
+        InputError: when one window alone is too much.
+    """
+
+    def __call__(self, inputs: torch.Tensor, network: Callable, *args: Any, **kwargs: Any) -> Any:
+        while True:
+            try:
+                return super().__call__(inputs, network, *args, **kwargs)
+            except torch.OutOfMemoryError as error:
+                if self.sw_batch_size == 1:
+                    raise InputError(
+                        f"The device has no memory for one window of roi_size {self.roi_size}: "
+                        "train with a smaller roi_size, or take another device."
+                    ) from error
+                self.sw_batch_size //= 2
+                logger.warning(f"Out of memory: goes on with sw_batch_size {self.sw_batch_size}.")
 
 
 class AtomicNibabelWriter(NibabelWriter):

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from monai.data import MetaTensor
-from monai.transforms import LoadImage
 from tqdm.auto import tqdm
 
 from .cases import LABEL, WHOLE, Case, find_cases
@@ -25,7 +24,7 @@ from .labels import LABEL_CONVENTIONS, classes_to_regions, regions, values_to_cl
 from .metrics import CHAOS_METRICS, METRICS
 from .report import EvaluationReport
 from .surfaces import MISSED_MM
-from .transforms import check_same_space, read
+from .transforms import check_same_space, image_loader, read
 
 __all__ = ["main", "score_masks"]
 
@@ -72,7 +71,7 @@ def mask_of(case: Case) -> Path:
 
 def load_regions(case_id: str, path: Path, convention: str, label_convention: str) -> MetaTensor:
     """The regions of one mask (regions, H, W, D)."""
-    mask = read(LoadImage(image_only=True, ensure_channel_first=True), case_id, path, channels=[LABEL])
+    mask = read(image_loader(), case_id, path, channels=[LABEL])
     try:
         classes = values_to_classes(mask, convention)
     except ValueError as error:

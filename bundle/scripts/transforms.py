@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import nibabel as nib
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
+from monai.data import MetaTensor, NibabelReader
+from monai.data.utils import correct_nifti_header_if_necessary
 from monai.transforms import LoadImage, LoadImaged, MapTransform
+from monai.utils import ensure_tuple
 
 from .cases import Case, case_of
 from .errors import InputError
@@ -28,6 +32,7 @@ __all__ = [
     "LoadImageCased",
     "RegionsToClassesd",
     "ValuesToClassesd",
+    "image_loader",
     "is_nonzero",
     "name_by_case",
 ]
@@ -60,7 +65,7 @@ class LoadImageCased(LoadImaged):
     ) -> None:
         super().__init__(keys)
         # Not the one of LoadImaged, which MONAI Label switches to another type of output.
-        self.loader = LoadImage(image_only=True, ensure_channel_first=True)
+        self.loader = image_loader()
         self.modalities = tuple(modalities)
         self.channel_order = tuple(channel_order or ())
         if self.channel_order and any(
@@ -111,6 +116,31 @@ class LoadImageCased(LoadImaged):
                 raise InputError(f"Case {case_id}: {name} should show something, {file} is zero everywhere.")
         image.meta["case_id"] = case_id
         return image
+
+
+class CheckedNibabelReader(NibabelReader):
+    """Reads a ``.nii.gz`` to its end, where its check sum stands.
+
+    nibabel stops with the last voxel. A file with a wrong bit can be unpacked all the same, to other voxels.
+    """
+
+    def read(self, data: Any, **kwargs: Any) -> Any:
+        [name] = ensure_tuple(data)
+        if not str(name).lower().endswith(".gz"):
+            return super().read(data, **kwargs)
+        content = gzip.decompress(Path(name).read_bytes())
+        for kind in (nib.Nifti1Image, nib.Nifti2Image):
+            if kind.header_class.may_contain_header(content):
+                self.filenames = (name,)  # as MONAI's does, for get_data
+                return correct_nifti_header_if_necessary(kind.from_bytes(content))
+        raise nib.filebasedimages.ImageFileError("it is no NIfTI file")
+
+
+def image_loader() -> LoadImage:
+    """Reads (channels, H, W, D). MONAI takes the reader that was registered last of those that know a suffix."""
+    loader = LoadImage(image_only=True, ensure_channel_first=True)
+    loader.register(CheckedNibabelReader())
+    return loader
 
 
 def read(loader: LoadImage, case_id: str | None, file: str | Path, channels: Sequence[str]) -> MetaTensor:
