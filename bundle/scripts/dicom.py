@@ -101,18 +101,13 @@ def read_series(folder: Path) -> Any:
     """The series of a folder as an ITK image of float32.
 
     Raises:
-        InputError: as :func:`sorted_slices`, and when the voxels of a slice cannot be read.
+        InputError: as :func:`sorted_slices`, and when voxels cannot be read.
     """
     files = sorted_slices(folder)
     try:
         return itk.imread([str(file) for file in files], itk.F)
-    except RuntimeError:
-        for file in files:
-            try:
-                itk.imread(str(file), itk.F)
-            except RuntimeError as error:
-                raise InputError(f"{file}: its voxels cannot be read.") from error
-        raise
+    except RuntimeError as error:
+        raise InputError(f"{folder}: the voxels of its slices cannot be read.") from error
 
 
 def write_image(image: Any, path: Path) -> None:
