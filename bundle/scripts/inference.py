@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from glob import escape
@@ -19,8 +18,8 @@ from monai.engines import SupervisedEvaluator
 from monai.inferers import SlidingWindowInfererAdapt
 
 from .cases import case_of
-from .errors import InputError, one_sentence
-from .files import whole_file
+from .errors import InputError, flag, one_sentence
+from .files import check_writable, whole_file
 
 __all__ = ["AdaptiveInferer", "AtomicNibabelWriter", "CaseDataset", "CaseEvaluator"]
 
@@ -46,11 +45,11 @@ class CaseDataset(Dataset):
         self, data: Sequence[Mapping[str, Any]], transform: Callable, output_dir: str, skip_existing: bool = False
     ) -> None:
         self.output_dir = Path(output_dir)
-        self.skip_existing = skip_existing
+        self.skip_existing = flag("skip_existing", skip_existing)
         self.share = list(data)[int(os.environ.get("RANK", 0)) :: int(os.environ.get("WORLD_SIZE", 1))]
         self.there = [path for path in map(self.mask_of, self.share) if path.exists()]
         super().__init__(
-            [item for item in self.share if not (skip_existing and self.mask_of(item).exists())], transform
+            [item for item in self.share if not (self.skip_existing and self.mask_of(item).exists())], transform
         )
 
     def mask_of(self, item: Mapping[str, Any]) -> Path:
@@ -70,12 +69,7 @@ class CaseDataset(Dataset):
                 f"output_dir {self.output_dir} holds masks of {len(self.there)} of these cases, such as "
                 f"{self.there[0].name}: keep them by --skip_existing true, or take another output_dir."
             )
-        try:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.output_dir):
-                pass
-        except OSError as error:
-            raise InputError(f"output_dir {self.output_dir} cannot be written to: {error.strerror}.") from error
+        check_writable(self.output_dir, "output_dir")
         for item in self.share:
             for unfinished in self.output_dir.glob(f".[0-9]*.{escape(self.mask_of(item).name)}"):
                 unfinished.unlink()
