@@ -70,13 +70,15 @@ def _of_the_machine(error: BaseException) -> str | None:
     # PyTorch's errors carry no code; one is "unable to write to file </torch_4711_0>: No space left on device".
     if re.search(r"</torch_\w+>|out of shared memory|insufficient shared memory", text):
         return SHARED_MEMORY
-    if re.search(r"DataLoader worker \(pid\(?s?\)? .*(exited unexpectedly|is killed by signal)", text):
+    from_process = any(name.startswith("multiprocessing.") for name in _modules(error))
+    died = re.search(r"DataLoader worker \(pid\(?s?\)? .*(exited unexpectedly|is killed by signal)", text)
+    if died or (from_process and isinstance(error, EOFError | ConnectionError)):  # it died while it handed a case over
         return (
-            f"A process that loads data died ({text.splitlines()[0].rstrip('. ')}), often for want of memory: take a "
-            "smaller num_workers, and go on by --resume true."
+            f"A process that loads data died ({text.partition(chr(10))[0].rstrip('. ') or type(error).__name__}), often for "
+            "want of memory: take a smaller num_workers, and go on by --resume true."
         )
     if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
-        if any(name.startswith("multiprocessing.") for name in _modules(error)):  # its locks lie there
+        if from_process:  # its locks lie there
             return SHARED_MEMORY
         return f"{error.filename or 'A file'} cannot be written: {os.strerror(error.errno)}."
     return None
