@@ -17,7 +17,7 @@ from ignite.engine import Events
 from monai.data import DataLoader
 from monai.engines import SupervisedTrainer
 from monai.handlers import LrScheduleHandler
-from monai.transforms import Compose, RandGaussianNoised
+from monai.transforms import Compose, Identityd, RandGaussianNoised
 from monai.utils import set_determinism
 from torch import nn
 
@@ -312,3 +312,16 @@ def test_a_sample_is_the_same_whatever_came_before():
     image = dataset[first]["image"].clone()
     assert not torch.equal(dataset[second]["image"], image)
     assert torch.equal(dataset[first]["image"], image)
+
+
+def test_a_cache_that_does_not_fit_is_refused(monkeypatch):
+    """Ten cases of 1 MiB, 4.5 MiB free."""
+    cases = [{"image": torch.zeros(2**18)} for _ in range(10)]
+    monkeypatch.setattr("scripts.resume.free_memory", lambda: int(4.5 * 2**20))
+    transforms = Compose([Identityd("image"), RandGaussianNoised("image")])
+    with pytest.raises(InputError, match=r"10 cases of 1 MiB each .*: 4 would fit, by cache_rate 0.4\."):
+        SeededDataset(cases, transforms, cache_rate=1.0, progress=False)
+    SeededDataset(cases, transforms, cache_rate=0.4, progress=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # two processes, each with a cache of its own
+    with pytest.raises(InputError, match="2 would fit"):
+        SeededDataset(cases, transforms, cache_rate=0.4, progress=False)

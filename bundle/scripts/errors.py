@@ -73,9 +73,10 @@ def _of_the_machine(error: BaseException) -> str | None:
     from_process = any(name.startswith("multiprocessing.") for name in _modules(error))
     died = re.search(r"DataLoader worker \(pid\(?s?\)? .*(exited unexpectedly|is killed by signal)", text)
     if died or (from_process and isinstance(error, EOFError | ConnectionError)):  # it died while it handed a case over
+        how = text.partition("\n")[0].rstrip(". ") or type(error).__name__
         return (
-            f"A process that loads data died ({text.partition(chr(10))[0].rstrip('. ') or type(error).__name__}), often for "
-            "want of memory: take a smaller num_workers, and go on by --resume true."
+            f"A process that loads data died ({how}), often for want of memory: take a smaller num_workers, and go on "
+            "by --resume true."
         )
     if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
         if from_process:  # its locks lie there

@@ -7,6 +7,8 @@ processes that load data nor a stop change it, and no random state of theirs has
 from __future__ import annotations
 
 import logging
+import math
+import os
 import random
 import signal
 import sys
@@ -26,6 +28,7 @@ from torch.utils.data import Dataset, DistributedSampler
 from .checkpoints import case_ids, read_state, write_state
 from .errors import InputError, flag
 from .files import check_writable
+from .memory import free_memory, gib, size_of
 
 __all__ = ["SeededDataset", "SeededSampler", "TrainingState"]
 
@@ -69,7 +72,25 @@ class SeededSampler(DistributedSampler):
 
 
 class SeededDataset(CacheDataset):
-    """MONAI's ``CacheDataset`` whose random transforms draw from the seed of a :class:`SeededSampler`'s sample."""
+    """MONAI's ``CacheDataset`` whose random transforms draw from the seed of a :class:`SeededSampler`'s sample.
+
+    Raises:
+        InputError: when the cache would not fit, by the size of the first case.
+    """
+
+    def _fill_cache(self, indices: Sequence[int] | None = None) -> list[Any]:
+        num_cases = self.cache_num if indices is None else len(indices)
+        free = free_memory()
+        if num_cases > 1 and free is not None:
+            size = size_of(self._load_cache_item(0))
+            num_fitting = int(free / int(os.environ.get("LOCAL_WORLD_SIZE", 1)) / size)  # each process has its own
+            if num_cases > num_fitting:
+                rate = math.floor(100 * num_fitting / len(self.data)) / 100
+                raise InputError(
+                    f"cache_rate keeps {num_cases} cases of {size / 2**20:.0f} MiB each in memory, {gib(free)} are "
+                    f"free: {num_fitting} would fit, by cache_rate {rate}."
+                )
+        return super()._fill_cache(indices)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, Sample):
