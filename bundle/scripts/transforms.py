@@ -13,7 +13,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor, NibabelReader
 from monai.data.utils import correct_nifti_header_if_necessary
-from monai.transforms import LoadImage, LoadImaged, MapTransform
+from monai.transforms import LoadImage, LoadImaged, MapTransform, Spacingd
 from monai.utils import ensure_tuple
 
 from .cases import Case, case_of
@@ -31,6 +31,7 @@ __all__ = [
     "ClassesToValuesd",
     "LoadImageCased",
     "RegionsToClassesd",
+    "SpacingOfKeysd",
     "ValuesToClassesd",
     "image_loader",
     "is_nonzero",
@@ -184,6 +185,18 @@ def air(volume: torch.Tensor | np.ndarray) -> float:
 def is_nonzero(image: torch.Tensor) -> torch.Tensor:
     """Foreground of a skull-stripped image, for ``CropForegroundd``: unlike its default it keeps negative values."""
     return image != 0
+
+
+class SpacingOfKeysd(Spacingd):
+    """``Spacingd`` that leaves other entries alone.
+
+    MONAI 1.6.1 takes each entry whose name begins with ``image_`` for a dictionary of metadata; MONAI Label adds
+    ``image_path``.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
+        own = {key: data[key] for key in self.key_iterator(dict(data))}
+        return {**data, **super().__call__(own, lazy)}
 
 
 class ConventionTransform(MapTransform):
