@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -70,6 +72,22 @@ def tiny_network() -> MISSU:
     torch.manual_seed(0)
     size = {"init_filters": 8, "hidden_size": 16, "mlp_dim": 16, "num_layers": 2, "num_heads": 2}
     return MISSU(in_channels=2, out_channels=3, img_size=16, **size)
+
+
+@pytest.fixture(scope="session")
+def environment() -> Callable[[str, Path], Path]:
+    """Makes an environment beside ``.venv``, or takes the one that is there, and gives its Python."""
+
+    def make(name: str, requirements: Path) -> Path:
+        folder = Path(__file__).parents[1] / name
+        python, stamp = folder / "bin" / "python", folder / "installed"
+        if not stamp.is_file() or stamp.stat().st_mtime < requirements.stat().st_mtime:
+            subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+            subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", requirements], check=True)
+            stamp.touch()
+        return python
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -231,3 +231,12 @@ def test_real_folders(real_data, folder, number, modalities):
 )
 def test_folder_of_a_case(path):
     assert folder_of(path) == Path("data")
+
+
+def test_the_case_of_a_folder(tmp_path):
+    touch(tmp_path, "a/p1_t1.nii.gz", "a/p1_flair.nii.gz")
+    case = case_of(tmp_path / "a")
+    assert (case.case_id, set(case.files)) == ("p1", {"t1", "flair"})
+    touch(tmp_path, "a/p2_t1.nii.gz")
+    with pytest.raises(InputError, match=r"a should hold one case, it holds p1, p2\.$"):
+        case_of(tmp_path / "a")

@@ -127,6 +127,16 @@ def test_bad_input_ends_in_one_sentence_and_writes_nothing(checkpoint, config_fi
     assert not folder.exists()
 
 
+def test_weights_of_another_network_are_not_exported(network, config_file, tmp_path):
+    other = tmp_path / "other.pt"
+    torch.save({f"module.{key}": value for key, value in network.state_dict().items()}, other)
+    folder = tmp_path / "exports"
+    sentence = str(main(["--checkpoint", str(other), "--output_dir", str(folder), "--config_file", *config_file]))
+    assert sentence.startswith(f"Error: The weights {other} are of another network: they lack")
+    assert "\n" not in sentence
+    assert not folder.exists()
+
+
 def test_an_export_that_fails_leaves_nothing(checkpoint, config_file, tmp_path, monkeypatch):
     def compare(*_: object) -> str:
         raise InputError("The logits differ.")

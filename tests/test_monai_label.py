@@ -16,7 +16,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,11 +32,9 @@ from scripts.phantom import make_phantom
 pytestmark = pytest.mark.clients
 
 ROOT = Path(__file__).parents[1]
-REQUIREMENTS = ROOT / "requirements-clients.txt"
-ENVIRONMENT = ROOT / ".venv-clients"
-PYTHON = ENVIRONMENT / "bin" / "python"
 
 MODEL = "missu_brats_mri_segmentation"
+REAL = "TCGA-DU-7294"  # of MISSU_DATA/brats
 MODALITIES = ("t1", "t1ce", "t2", "flair")
 SIZE = 32
 TINY = {"hidden_size": 32, "mlp_dim": 32, "num_layers": 1, "num_heads": 4}
@@ -65,29 +63,27 @@ class Server:
         output.write_bytes(self.request("POST", f"/infer/{MODEL}?image={image}&output=image"))
         return output
 
+    def upload(self, method: str, path: str, name: str, files: Sequence[Path], **fields: str) -> bytes:
+        """Files and fields of a form."""
+        parts = [f'name="{key}"\r\n\r\n{value}'.encode() for key, value in fields.items()]
+        parts += [f'name="{name}"; filename="{file.name}"\r\n\r\n'.encode() + file.read_bytes() for file in files]
+        body = b"".join(b"--parts\r\nContent-Disposition: form-data; " + part + b"\r\n" for part in parts)
+        return self.request(method, path, body + b"--parts--\r\n", "multipart/form-data; boundary=parts")
+
     def save_label(self, image: str, label: Path) -> None:
         """What an annotator's viewer does with a finished label."""
-        boundary = b"--parts"
-        head = f'Content-Disposition: form-data; name="label"; filename="{label.name}"\r\n\r\n'.encode()
-        body = b"\r\n".join([b"--" + boundary, head + label.read_bytes(), b"--" + boundary + b"--", b""])
-        content_type = f"multipart/form-data; boundary={boundary.decode()}"
-        self.request("PUT", f"/datastore/label?image={image}&tag=final", body, content_type)
+        self.upload("PUT", f"/datastore/label?image={image}&tag=final", "label", [label])
 
 
 @pytest.fixture(scope="module")
-def environment() -> Path:
+def python(environment: Callable[[str, Path], Path]) -> Path:
     """The Python of the server's environment."""
-    stamp = ENVIRONMENT / "installed"
-    if not stamp.is_file() or stamp.stat().st_mtime < REQUIREMENTS.stat().st_mtime:
-        subprocess.run([sys.executable, "-m", "venv", ENVIRONMENT], check=True)
-        subprocess.run([PYTHON, "-m", "pip", "install", "--quiet", "-r", REQUIREMENTS], check=True)
-        stamp.touch()
-    return PYTHON
+    return environment(".venv-clients", ROOT / "requirements-clients.txt")
 
 
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three studies of a file per modality (``case_0`` to ``case_2``), and three of one 4D file."""
+    """Studies of a file per modality: ``case_0`` to ``case_2``, a real one where somebody has it; two of a 4D file."""
     folder = tmp_path_factory.mktemp("studies")
 
     def save(name: str, volume: np.ndarray) -> None:
@@ -101,6 +97,9 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if number == 0:
             save("whole_4d", np.stack([images[modality] for modality in MODALITIES], axis=-1))
             save("three_4d", np.stack([images[modality] for modality in MODALITIES[:3]], axis=-1))
+    if data := os.environ.get("MISSU_DATA"):
+        for modality in MODALITIES:
+            shutil.copy(Path(data, "brats", "LGG", REAL, f"{REAL}_{modality}.nii.gz"), folder)
     return folder
 
 
@@ -112,14 +111,14 @@ def edit(config: Path, **values: object) -> None:
 
 
 @pytest.fixture(scope="module")
-def server(environment: Path, studies: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(python: Path, studies: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("monai_label")
     # A proxy that is not there: what is not on this machine cannot be reached.
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
-    settings = {"PYTHONPATH": str(ROOT / "tests" / "monai_label"), "PATH": f"{PYTHON.parent}:{os.environ['PATH']}"}
+    settings = {"PYTHONPATH": str(ROOT / "tests" / "monai_label"), "PATH": f"{python.parent}:{os.environ['PATH']}"}
     filters = {"MONAI_LABEL_DATASTORE_FILE_EXT": '["*_flair.nii.gz", "*_4d.nii.gz"]'}
     env = os.environ | nowhere | settings | filters
-    command = [environment, "-m", "monailabel.main"]
+    command = [python, "-m", "monailabel.main"]
     download = ["apps", "--download", "--name", "monaibundle", "--output", folder / "apps"]
     subprocess.run([*command, *download], check=True, env=env, cwd=folder, capture_output=True, timeout=300)
 
@@ -127,7 +126,7 @@ def server(environment: Path, studies: Path, tmp_path_factory: pytest.TempPathFa
     bundle = app / "model" / MODEL
     ignored = shutil.ignore_patterns("demo", "eval", "data", "__pycache__", "*.pt")
     shutil.copytree(ROOT / "bundle", bundle, ignore=ignored)
-    edit(bundle / "configs" / "inference.json", roi_size=[SIZE] * 3)
+    edit(bundle / "configs" / "inference.json", roi_size=[SIZE] * 3, overlap=0.25)  # a real study is 200 windows
     # Labels that a viewer saves hold the values of our masks.
     edit(
         bundle / "configs" / "train.json",
@@ -208,18 +207,60 @@ def test_mask_is_that_of_the_bundle_in_the_space_of_the_study(server, expected, 
     np.testing.assert_array_equal(np.asarray(mask.dataobj), expected)
 
 
-def test_simpleitk_sees_the_geometry_of_the_study(server, tmp_path):
-    """As 3D Slicer reads files; the mask against a modality of the study."""
-    mask = server.segment("case_0", tmp_path / "mask.nii.gz")
+def geometry(python: Path, *images: Path) -> list[list[float]]:
+    """Size, spacing, origin and direction, as SimpleITK, and so 3D Slicer, reads them."""
     script = """
 import json, sys
 import SimpleITK
 images = [SimpleITK.ReadImage(path) for path in sys.argv[1:]]
 print(json.dumps([[*i.GetSize(), *i.GetSpacing(), *i.GetOrigin(), *i.GetDirection()] for i in images]))
 """
-    study = server.studies / "case_0_flair.nii.gz"
-    output = subprocess.run([PYTHON, "-c", script, mask, study], check=True, capture_output=True, timeout=120).stdout
-    of_mask, of_study = json.loads(output)
+    done = subprocess.run([python, "-c", script, *images], check=True, capture_output=True, timeout=120)
+    return json.loads(done.stdout)
+
+
+def test_simpleitk_sees_the_geometry_of_the_study(server, python, tmp_path):
+    mask = server.segment("case_0", tmp_path / "mask.nii.gz")
+    of_mask, of_study = geometry(python, mask, server.studies / "case_0_flair.nii.gz")
+    np.testing.assert_allclose(of_mask, of_study, atol=1e-4)
+
+
+def test_a_study_can_be_segmented_again(server, expected, tmp_path):
+    for name in ("first.nii.gz", "second.nii.gz"):
+        mask = nib.load(server.segment("case_0", tmp_path / name))
+        np.testing.assert_array_equal(np.asarray(mask.dataobj), expected)
+
+
+def test_files_sent_by_a_client(server, expected, tmp_path):
+    """Four files as a session, for who has no access to the studies folder; the server keeps them as a folder."""
+    files = [server.studies / f"case_0_{modality}.nii.gz" for modality in MODALITIES]
+    session = json.loads(server.upload("PUT", "/session/", "files", files))["session_id"]
+    path = f"/infer/{MODEL}?session_id={session}&output=image"
+    (tmp_path / "mask.nii.gz").write_bytes(
+        server.upload("POST", path, "file", [], params=json.dumps({"result_extension": ".nii.gz"}))
+    )
+    server.request("DELETE", f"/session/{session}")
+    mask = nib.load(tmp_path / "mask.nii.gz")
+    np.testing.assert_allclose(mask.affine, AFFINE, atol=1e-4)
+    np.testing.assert_array_equal(np.asarray(mask.dataobj), expected)
+
+
+def test_a_real_study(server, python, real_data, tmp_path):
+    path = server.segment(REAL, tmp_path / "mask.nii.gz")
+    study_path = real_data / "brats" / "LGG" / REAL / f"{REAL}_flair.nii.gz"
+    mask, study = nib.load(path), nib.load(study_path)
+    assert mask.shape == study.shape
+    np.testing.assert_allclose(mask.affine, study.affine, atol=1e-4)
+    values = np.asarray(mask.dataobj)
+    assert set(np.unique(values)) <= {0, 1, 2, 3}
+    # Nothing is computed outside the box of the brain, which lies off the middle of the scan.
+    brain = np.zeros(study.shape, bool)
+    for modality in MODALITIES:
+        brain |= np.asarray(nib.load(study_path.with_name(f"{REAL}_{modality}.nii.gz")).dataobj) != 0
+    box = tuple(slice(axis.min(), axis.max() + 1) for axis in np.nonzero(brain))
+    assert values[box].any()
+    assert values[box].sum() == values.sum()
+    of_mask, of_study = geometry(python, path, study_path)
     np.testing.assert_allclose(of_mask, of_study, atol=1e-4)
 
 

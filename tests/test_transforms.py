@@ -15,7 +15,14 @@ from monai.transforms import Compose
 
 from scripts.datalist import make_datalist
 from scripts.errors import InputError
-from scripts.transforms import ClassesToValuesd, LoadImageCased, ValuesToClassesd, is_nonzero, name_by_case
+from scripts.transforms import (
+    ClassesToValuesd,
+    LoadImageCased,
+    SpacingOfKeysd,
+    ValuesToClassesd,
+    is_nonzero,
+    name_by_case,
+)
 
 CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
 MODALITIES = ("t1", "t1ce", "t2", "flair")
@@ -280,6 +287,16 @@ def test_values_of_a_mask():
     mask = torch.tensor([[0, 1, 2, 3]])
     assert ClassesToValuesd("pred", "brats2018")({"pred": mask})["pred"].tolist() == [[0, 1, 2, 4]]
     assert ClassesToValuesd("pred", "brats2023")({"pred": mask})["pred"].tolist() == [[0, 1, 2, 3]]
+
+
+def test_an_entry_beside_the_image_stays_as_it_is(tiny_case):
+    """MONAI Label adds ``image_path``, which MONAI's own ``Spacingd`` takes for a dictionary."""
+    entry = {"image": str(tiny_case["flair"]), "image_path": "a path"}
+    load, spacing = LoadImageCased("image", ["flair"]), SpacingOfKeysd("image", pixdim=(3, -1, -1))
+    done = spacing(load(entry))
+    assert done["image_path"] == "a path"
+    assert done["image"].shape == (1, 10, 24, 16)  # 20 voxels of 1.5 mm
+    assert spacing.inverse(done)["image"].shape == (1, 20, 24, 16)
 
 
 def test_foreground_keeps_negative_voxels():

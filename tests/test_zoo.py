@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -42,7 +44,8 @@ def bundle(tmp_path: Path, network: MISSU) -> Path:
     for left in ("eval/case_1.nii.gz", "demo/x.nii.gz", "data/x.nii.gz", "scripts/__pycache__/x.pyc", "models/x.ts"):
         (copy / left).parent.mkdir(exist_ok=True)
         (copy / left).touch()
-    (copy / "configs" / "datalist.json").touch()  # names of patients
+    for name in ("datalist.json", "folds.json"):  # names of patients
+        (copy / "configs" / name).write_text('{"training": [{"case_id": "patient"}]}')
     return copy
 
 
@@ -102,6 +105,26 @@ def test_no_package_without_weights_unless_told(bundle, tmp_path):
     assert package(bundle, tmp_path / "dist", "--weights", "none").returncode == 0
 
 
+def test_no_package_of_weights_with_the_record_of_others(bundle, tmp_path):
+    (bundle / "models" / "model.json").write_text(json.dumps({"sha256": "0" * 64}))
+    refused = package(bundle, tmp_path / "dist")
+    assert refused.returncode == 1
+    assert re.search(r"model.pt is not what \S+model.json tells of, the sha256 differs", refused.stderr)
+    assert refused.stderr.count("\n") == 1
+    assert not (tmp_path / "dist").exists()
+
+
+def test_what_is_over_25_mb_is_listed_with_its_sha256(bundle, tmp_path):
+    weights = b"x" * 25_000_001
+    (bundle / "models" / "model.pt").write_bytes(weights)
+    with zipfile.ZipFile(package(bundle, tmp_path / "dist").stdout.strip()) as archive:
+        archive.extractall(tmp_path)
+    listed = (tmp_path / "missu_brats_mri_segmentation" / "large_files.yml").read_text().splitlines()
+    digest = hashlib.sha256(weights).hexdigest()
+    entry = ['path: "models/model.pt"', 'url: ""', f'hash_val: "{digest}"', 'hash_type: "sha256"']
+    assert [line.strip(" -") for line in listed if not line.startswith("#")] == ["large_files:", *entry]
+
+
 def test_unpacked_it_segments_in_an_empty_folder(bundle, tmp_path):
     done = package(bundle, tmp_path / "dist")
     with zipfile.ZipFile(done.stdout.strip()) as archive:
@@ -109,7 +132,12 @@ def test_unpacked_it_segments_in_an_empty_folder(bundle, tmp_path):
         archive.extractall(tmp_path / "empty")
     assert {"LICENSE", "configs/metadata.json", "configs/inference.json", "models/model.pt"} <= names
     assert not [name for name in names if name.startswith(("eval", "demo", "data")) or name.endswith((".pyc", ".ts"))]
-    assert "configs/datalist.json" not in names
+    configs = {f"configs/{path.name}" for path in BUNDLE.joinpath("configs").iterdir()}
+    assert {name for name in names if name.startswith("configs/")} == configs - {
+        "configs/datalist.json",
+        "configs/folds.json",
+    }
+    assert "large_files.yml" not in names  # none is
 
     (folder,) = (tmp_path / "empty").iterdir()
     write_phantoms(tmp_path / "cases", 1, (32, 36, 32))

@@ -12,14 +12,14 @@ import json
 import os
 import sys
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 NAME = "missu_brats_mri_segmentation"
 FOLDERS = ("configs", "docs", "scripts")
-NOT_SHIPPED = {"__pycache__", "datalist.json"}
 WEIGHTS = ("model.pt", "model.json")
+LARGE = 25e6  # bytes; the zoo wants larger files in large_files.yml
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip file can hold
 
 
@@ -29,32 +29,62 @@ def shipped(bundle: Path, with_weights: bool) -> Iterator[Path]:
     for folder in FOLDERS:
         for path in bundle.joinpath(folder).rglob("*"):
             hidden = any(part.startswith(".") for part in path.relative_to(bundle).parts)
-            if path.is_file() and not hidden and not NOT_SHIPPED & set(path.parts):
+            if path.is_file() and not hidden and "__pycache__" not in path.parts and not is_datalist(path):
                 yield path
     yield bundle / "models" / ".gitkeep"
     if with_weights:
         yield from (path for name in WEIGHTS if (path := bundle / "models" / name).is_file())
 
 
+def is_datalist(path: Path) -> bool:
+    """Whether a file of ``configs`` names patients: each config of ours says first, by ``_desc_``, what it is for."""
+    is_json = path.parent.name == "configs" and path.suffix == ".json" and path.name != "metadata.json"
+    return is_json and '"_desc_"' not in path.read_text()
+
+
+def large_files(content: Mapping[str, bytes]) -> str:
+    """The zoo's list of large files; ``monai.bundle.download_large_files`` checks those that are there by it."""
+    lines = ["# In this package already. Who publishes them elsewhere gives the address.", "large_files:"]
+    for name, data in content.items():
+        if len(data) > LARGE:
+            lines += [f'  - path: "{name}"', '    url: ""']
+            lines += [f'    hash_val: "{hashlib.sha256(data).hexdigest()}"', '    hash_type: "sha256"']
+    return "\n".join(lines) + "\n"
+
+
+def check_weights(models: Path) -> None:
+    weights, record = (models / name for name in WEIGHTS)
+    if not weights.is_file():
+        raise ValueError(f"{weights} is not there: train first, or package with WEIGHTS=none.")
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    if record.is_file() and f'"{digest}"' not in record.read_text():
+        raise ValueError(
+            f"{weights} is not what {record} tells of, the sha256 differs: restore it, or delete {record}."
+        )
+
+
 def package(bundle: Path, output_dir: Path, with_weights: bool = True) -> Path:
     """Writes ``<name>_v<version>.zip`` and ``.zip.sha256``.
 
     Raises:
-        FileNotFoundError: when there are no weights, though they are wanted.
+        ValueError: when there are no weights, though they are wanted, or the record beside them is that of others.
     """
-    if with_weights and not (bundle / "models" / "model.pt").is_file():
-        raise FileNotFoundError(f"{bundle}/models/model.pt is not there: train first, or package with WEIGHTS=none.")
+    if with_weights:
+        check_weights(bundle / "models")
     version = json.loads((bundle / "configs" / "metadata.json").read_text())["version"]
     output_dir.mkdir(parents=True, exist_ok=True)
     target = output_dir / f"{NAME}_v{version}.zip"
+    content = {path.relative_to(bundle).as_posix(): path.read_bytes() for path in shipped(bundle, with_weights)}
+    if any(len(data) > LARGE for data in content.values()):
+        content["large_files.yml"] = large_files(content).encode()
     unfinished = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         with zipfile.ZipFile(unfinished, "w") as archive:
-            for path in sorted(shipped(bundle, with_weights)):
-                entry = zipfile.ZipInfo(f"{NAME}/{path.relative_to(bundle).as_posix()}", EPOCH)
+            for name, data in sorted(content.items()):
+                entry = zipfile.ZipInfo(f"{NAME}/{name}", EPOCH)
                 entry.external_attr = 0o100644 << 16  # a regular file, whatever its mode is here
                 entry.create_system = 3  # Unix, whatever system this is
-                archive.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED, compresslevel=9)
+                archive.writestr(entry, data, zipfile.ZIP_DEFLATED, compresslevel=9)
         digest = hashlib.sha256(unfinished.read_bytes()).hexdigest()
         os.replace(unfinished, target)
     finally:
@@ -71,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> str | None:
     args = parser.parse_args(argv)
     try:
         print(package(args.bundle, args.output_dir, args.weights == "required"))
-    except FileNotFoundError as error:
+    except ValueError as error:
         return f"Error: {error}"
     return None
 

@@ -199,8 +199,17 @@ def find_cases(dataset_dir: str | Path) -> list[Case]:
 
 
 def case_of(path: str | Path) -> Case:
-    """The case that a file belongs to, with its siblings."""
+    """The case that a file belongs to, with its siblings; or the one case of a folder.
+
+    Raises:
+        InputError: when a folder holds another number of cases than one.
+    """
     path = Path(path)
+    if path.is_dir():
+        cases = find_cases(path)
+        if len(cases) > 1:
+            raise InputError(f"{path} should hold one case, it holds {', '.join(case.case_id for case in cases)}.")
+        return cases[0]
     name = split_file_name(path)
     if name is None:
         return Case(path.name.split(".")[0], path.parent, {WHOLE: [path]})

@@ -3,8 +3,8 @@
     python -m scripts.export --checkpoint models/model.pt --output_dir models
 
 writes ``model.ts``, ``model.onnx``, ``model.pt2`` and ``model.safetensors``, compares each with eager PyTorch on the
-same weights, and writes the table of that, ``exports.md``. ``configs/inference_*.json`` run inference on the exported
-networks.
+same weights and phantoms, and writes the table of that, ``exports.md``. ``configs/inference_*.json`` run inference on
+the exported networks.
 Batch and size are dynamic in all of them; sides are divisible by 8.
 """
 
@@ -16,13 +16,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import monai.bundle
+import numpy as np
 import torch
 from monai.bundle import ConfigParser
-from monai.utils import optional_import
+from monai.transforms import NormalizeIntensity
+from monai.utils import convert_to_tensor, optional_import
 from torch import nn
 from torch.export import Dim
 
@@ -30,6 +33,7 @@ from .checkpoints import load_weights
 from .errors import InputError
 from .exported import OnnxNetwork, TorchExportNetwork, TorchScriptNetwork
 from .networks.missu import AXES, STRIDE
+from .phantom import MIN_SIDE, make_phantom
 
 op, _ = optional_import("onnxscript", name="opset18")
 safetensors_torch, _ = optional_import("safetensors.torch")
@@ -78,10 +82,7 @@ def export(
     checkpoint = str(checkpoint or config.get_parsed_content("checkpoint"))
     network = config.get_parsed_content("network_def").eval()
     load_weights(network, checkpoint)
-    generator = torch.Generator().manual_seed(0)
-    examples = [
-        torch.randn(batch, network.in_channels, *sides, generator=generator) for batch, *sides in ((1, *size), TRACED)
-    ]
+    examples = [phantoms(batch, network.in_channels, sides) for batch, *sides in ((1, *size), TRACED)]
 
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -96,6 +97,18 @@ def export(
         for path in unfinished.iterdir():
             os.replace(path, output_dir / path.name)
     return table
+
+
+def phantoms(batch: int, channels: int, sides: Sequence[int]) -> torch.Tensor:
+    """Phantoms (batch, channels, *sides), normalized as scans are: in noise every class would be a toss-up."""
+    normalize = NormalizeIntensity(nonzero=True, channel_wise=True)
+    crop = tuple(slice(side) for side in sides)
+    images = []
+    for seed in range(batch):
+        volumes, _ = make_phantom(seed, [max(side, MIN_SIDE) for side in sides])
+        chosen = [volume[crop].astype(np.float32) for volume in islice(cycle(volumes.values()), channels)]
+        images.append(convert_to_tensor(normalize(np.stack(chosen)), track_meta=False))
+    return torch.stack(images)
 
 
 def write_torchscript(path: Path, checkpoint: str, config_file: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor, NibabelReader
 from monai.data.utils import correct_nifti_header_if_necessary
-from monai.transforms import LoadImage, LoadImaged, MapTransform
+from monai.transforms import LoadImage, LoadImaged, MapTransform, Spacingd
 from monai.utils import ensure_tuple
 
 from .cases import Case, case_of
@@ -31,6 +31,7 @@ __all__ = [
     "ClassesToValuesd",
     "LoadImageCased",
     "RegionsToClassesd",
+    "SpacingOfKeysd",
     "ValuesToClassesd",
     "image_loader",
     "is_nonzero",
@@ -44,10 +45,10 @@ class LoadImageCased(LoadImaged):
     """Loads a case: ``image`` as (modalities, H, W, D) and, where asked for, ``label`` as (1, H, W, D).
 
     ``image`` is given as a mapping from modality name to file, as one of the case's files (the siblings are found by
-    name), or as one 4D file whose channels have the order of ``channel_order``, else that of the Decathlon's
-    ``dataset.json``, else that of ``modalities``. The air around the brain becomes zero: some exports of z-scored scans
-    keep it at a constant of their own. The name contains ``LoadImage`` because MONAI Deploy finds by it what to leave
-    out.
+    name), as the folder of the case, or as one 4D file whose channels have the order of ``channel_order``, else that of
+    the Decathlon's ``dataset.json``, else that of ``modalities``. The air around the brain becomes zero: some exports
+    of z-scored scans keep it at a constant of their own. The name contains ``LoadImage`` because MONAI Deploy finds by
+    it what to leave out.
 
     Args:
         keys: ``image``, or ``image`` and ``label``.
@@ -184,6 +185,18 @@ def air(volume: torch.Tensor | np.ndarray) -> float:
 def is_nonzero(image: torch.Tensor) -> torch.Tensor:
     """Foreground of a skull-stripped image, for ``CropForegroundd``: unlike its default it keeps negative values."""
     return image != 0
+
+
+class SpacingOfKeysd(Spacingd):
+    """``Spacingd`` that leaves other entries alone.
+
+    MONAI 1.6.1 takes each entry whose name begins with ``image_`` for a dictionary of metadata; MONAI Label adds
+    ``image_path``.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
+        own = {key: data[key] for key in self.key_iterator(dict(data))}
+        return {**data, **super().__call__(own, lazy)}
 
 
 class ConventionTransform(MapTransform):
