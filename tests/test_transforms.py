@@ -11,11 +11,19 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from monai.data import MetaTensor
 from monai.transforms import Compose
 
 from scripts.datalist import make_datalist
 from scripts.errors import InputError
-from scripts.transforms import ClassesToValuesd, LoadImageCased, ValuesToClassesd, is_nonzero, name_by_case
+from scripts.transforms import (
+    ClassesToValuesd,
+    LargestLogitd,
+    LoadImageCased,
+    ValuesToClassesd,
+    is_nonzero,
+    name_by_case,
+)
 
 CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
 MODALITIES = ("t1", "t1ce", "t2", "flair")
@@ -280,6 +288,15 @@ def test_values_of_a_mask():
     mask = torch.tensor([[0, 1, 2, 3]])
     assert ClassesToValuesd("pred", "brats2018")({"pred": mask})["pred"].tolist() == [[0, 1, 2, 4]]
     assert ClassesToValuesd("pred", "brats2023")({"pred": mask})["pred"].tolist() == [[0, 1, 2, 3]]
+
+
+def test_the_largest_logit_and_the_first_of_equals():
+    logits = torch.tensor([[1.0, -2.0, 0.0], [3.0, -1.0, 0.0], [2.0, -3.0, 0.0]]).reshape(3, 3, 1, 1)
+    classes = LargestLogitd("pred")({"pred": MetaTensor(logits, affine=2 * torch.eye(4))})["pred"]
+    assert classes.flatten().tolist() == [1, 1, 0]
+    assert classes.shape == (1, 3, 1, 1)
+    assert classes.dtype == torch.uint8
+    assert classes.affine.diag().tolist() == [2, 2, 2, 2]
 
 
 def test_foreground_keeps_negative_voxels():

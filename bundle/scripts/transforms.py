@@ -31,6 +31,7 @@ from .labels import (
 __all__ = [
     "ClassesToRegionsd",
     "ClassesToValuesd",
+    "LargestLogitd",
     "LoadImageCased",
     "RegionsToClassesd",
     "ValuesToClassesd",
@@ -144,7 +145,10 @@ class CheckedNibabelReader(NibabelReader):
 
 
 def image_loader() -> LoadImage:
-    """Reads (channels, H, W, D); one for each thread. MONAI takes the reader that was registered last of those that know a suffix."""
+    """Reads (channels, H, W, D); one for each thread.
+
+    MONAI takes the reader that was registered last of those that know a suffix.
+    """
     loader = LoadImage(image_only=True, ensure_channel_first=True)
     loader.register(CheckedNibabelReader())
     return loader
@@ -191,6 +195,19 @@ def air(volume: torch.Tensor | np.ndarray) -> float:
 def is_nonzero(image: torch.Tensor) -> torch.Tensor:
     """Foreground of a skull-stripped image, for ``CropForegroundd``: unlike its default it keeps negative values."""
     return image != 0
+
+
+class LargestLogitd(MapTransform):
+    """Logits (classes, H, W, D) become the class of the largest, (1, H, W, D), uint8.
+
+    ``AsDiscreted`` gives the same by ``torch.argmax``, which takes ten times as long over the first axis on a CPU.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = d[key].max(dim=0, keepdim=True).indices.to(torch.uint8)
+        return d
 
 
 class ConventionTransform(MapTransform):
