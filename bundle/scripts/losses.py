@@ -96,7 +96,8 @@ class FiniteLoss:
     def __call__(self, engine: Any) -> None:
         loss = engine.state.output["loss"]
         if not torch.isfinite(loss):
-            cases = sorted(set(engine.state.batch["image"].meta["case_id"]))
+            batch = engine.state.batch
+            cases = sorted(set(batch.get("case_id") or batch["image"].meta["case_id"]))
             raise InputError(
                 f"The loss should be finite, it is {loss.item()} in step {engine.state.iteration}, with the cases "
                 f"{', '.join(cases)}: look at these, or take a smaller learning_rate; no weights were saved since."

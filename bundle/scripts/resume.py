@@ -30,7 +30,7 @@ from .errors import InputError, flag
 from .files import check_writable
 from .memory import free_memory, gib, size_of
 
-__all__ = ["SeededDataset", "SeededSampler", "TrainingState"]
+__all__ = ["Seeded", "SeededDataset", "SeededSampler", "TrainingState"]
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +71,20 @@ class SeededSampler(DistributedSampler):
             yield Sample(int(case), int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
 
-class SeededDataset(CacheDataset):
-    """MONAI's ``CacheDataset`` whose random transforms draw from the seed of a :class:`SeededSampler`'s sample.
+class Seeded:
+    """Of a MONAI data set: its random transforms draw from the seed of a :class:`SeededSampler`'s sample."""
+
+    transform: Any
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, Sample):
+            self.transform.set_random_state(seed=index.seed)
+            index = index.case
+        return super().__getitem__(index)  # type: ignore[misc]
+
+
+class SeededDataset(Seeded, CacheDataset):
+    """MONAI's ``CacheDataset``, seeded by the sample.
 
     Raises:
         InputError: when the cache would not fit, by the size of the first case.
@@ -91,12 +103,6 @@ class SeededDataset(CacheDataset):
                     f"free: {num_fitting} would fit, by cache_rate {rate}."
                 )
         return super()._fill_cache(indices)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, Sample):
-            self.transform.set_random_state(seed=index.seed)
-            index = index.case
-        return super().__getitem__(index)
 
 
 class TrainingState:
