@@ -79,6 +79,7 @@ def run_variant(
         "dataset_dir": dataset_dir.resolve(),
         "data_list_file_path": datalist,
         "ckpt_dir": run_dir,
+        "resume": "auto",
         "output_dir": run_dir,
         "checkpoint": run_dir / "model_final.pt",
     }

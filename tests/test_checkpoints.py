@@ -74,7 +74,7 @@ def write_truncated(path: Path) -> None:
         (write_truncated, ["cannot be read"]),
         (lambda path: path.write_bytes(b""), ["cannot be read"]),
         (lambda path: path.write_text("no weights"), ["cannot be read"]),
-        (lambda path: torch.save([1, 2], path), ["should be a state_dict, they are a list"]),
+        (lambda path: torch.save([1, 2], path), ["should hold a state_dict, it holds a list"]),
         (lambda path: torch.save(network(), path), ["cannot be read"]),  # a whole module, not its weights
         (
             lambda path: save_weights(network(bias=False), path),

@@ -81,7 +81,7 @@ def test_what_stands_twice_is_the_same():
     ]
     ignored = ("_desc_", "keys", "dtype")
     assert without(labelled, *ignored) == without(inference["preprocessing"]["transforms"], *ignored)
-    windows = without(inference["inferer"], "progress") | {key: inference[key] for key in ("overlap", "sw_batch_size")}
+    windows = without(inference["inferer"], "progress") | {key: inference[key] for key in ("overlap", "stretch")}
     assert train["validate"]["inferer"] == windows
 
 

@@ -10,7 +10,7 @@ import pytest
 from monai.data import DataLoader, Dataset
 from monai.transforms import Compose, Lambda
 
-from scripts.errors import InputError, one_sentence
+from scripts.errors import InputError, flag, one_sentence
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
 SENTENCE = "Case a: t1 is missing: there is none."
@@ -86,3 +86,45 @@ def test_what_a_user_sees(statement, last_line, has_traceback):
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == last_line
     assert ("Traceback" in done.stderr) is has_traceback
+
+
+@pytest.mark.parametrize(
+    ("value", "meant"),
+    [(True, True), (False, False), ("true", True), ("false", False), ("False", False), ("auto", "auto")],
+)
+def test_words_of_the_command_line(value, meant):
+    assert flag("resume", value, "auto") is meant
+
+
+@pytest.mark.parametrize("value", ["no", "", 2, None, "auto"])
+def test_other_words_are_refused(value):
+    with pytest.raises(InputError, match="skip_existing should be true or false, got"):
+        flag("skip_existing", value)
+
+
+@pytest.mark.parametrize(
+    ("error", "part"),
+    [
+        (OSError(28, "No space left on device", "/data/model.pt"), "/data/model.pt cannot be written: No space left"),
+        (PermissionError(13, "Permission denied", "/data"), "/data cannot be written: Permission denied"),
+        (RuntimeError("unable to write to file </torch_12_3_4>: No space left on device (28)"), "/dev/shm) is full"),
+        (
+            RuntimeError(
+                "DataLoader worker (pid 12) is killed by signal: Bus error. It is possible that dataloader's workers "
+                "are out of shared memory. Please try to raise your shared memory limit."
+            ),
+            "/dev/shm) is full",
+        ),
+        (RuntimeError("DataLoader worker (pid(s) 12) exited unexpectedly"), "A process that loads data died"),
+        (RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. "), "A process that loads data died"),
+    ],
+)
+def test_what_the_machine_lacks(error, part):
+    sentence = one_sentence(error)
+    assert sentence is not None
+    assert part in sentence
+    assert sentence.count("\n") == 0
+
+
+def test_other_errors_of_the_system_keep_their_traceback():
+    assert one_sentence(FileNotFoundError(2, "No such file or directory", "x")) is None

@@ -16,7 +16,7 @@ from torch import nn
 
 from scripts.errors import InputError
 from scripts.files import whole_file
-from scripts.inference import AdaptiveInferer, AtomicNibabelWriter, CaseDataset, CaseEvaluator
+from scripts.inference import AdaptiveInferer, AtomicNibabelWriter, CaseDataset, CaseEvaluator, fewest_windows
 
 
 def read_case(value: float) -> torch.Tensor:
@@ -142,37 +142,75 @@ def test_sigterm_ends_in_order(tmp_path):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-class Greedy(nn.Module):
-    """Has memory for one or more windows at a time."""
+class Recorder(nn.Module):
+    """Doubles the image, notes the sizes of the windows, and has memory for so many voxels."""
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, room: float = float("inf")) -> None:
         super().__init__()
         self.room = room
-        self.seen: list[int] = []
+        self.seen: list[tuple[int, ...]] = []
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.seen.append(len(x))
-        if len(x) > self.room:
+        self.seen.append(tuple(x.shape[2:]))
+        if x[0, 0].numel() > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return 2 * x
 
 
-def test_fewer_windows_where_memory_is_short(caplog):
-    network, image = Greedy(room=2), torch.rand(1, 1, 16, 8, 8)
-    inferer = AdaptiveInferer(roi_size=(4, 4, 4), sw_batch_size=8, overlap=0)
-    assert torch.allclose(inferer(image, network), 2 * image)
-    assert network.seen[:3] == [8, 4, 2]
-    assert set(network.seen[3:]) == {2}
-    assert [message for message in caplog.messages if "sw_batch_size" in message] == [
-        "Out of memory: goes on with sw_batch_size 4.",
-        "Out of memory: goes on with sw_batch_size 2.",
+@pytest.mark.parametrize(
+    ("size", "windows"),
+    [
+        ((16, 16, 16), [(16, 16, 16)]),
+        ((5, 17, 24), [(16, 24, 24)]),  # one window: a side is padded to roi_size, or to the next multiple of 8
+        # 25 to 40 with an overlap of 8: two windows of at most 24; 41: three.
+        ((25, 16, 16), [(24, 16, 16)] * 2),
+        ((16, 40, 16), [(16, 24, 16)] * 2),
+        ((16, 16, 41), [(16, 16, 24)] * 3),
+        ((40, 40, 16), [(24, 24, 16)] * 4),
+    ],
+)
+def test_as_few_windows_as_cover_the_image(size, windows):
+    network, image = Recorder(), torch.rand(1, 2, *size)
+    inferer = AdaptiveInferer(roi_size=(16, 16, 16), stretch=1.5, overlap=0.5)
+    torch.testing.assert_close(inferer(image, network), 2 * image)
+    assert network.seen == windows
+
+
+@pytest.mark.parametrize(("size", "roi", "step"), [(145, 128, 17), (171, 128, 43), (300, 128, 58), (41, 16, 7)])
+def test_windows_of_the_training_are_evenly_placed(size, roi, step):
+    """As many as with MONAI's fixed step of half a window: 2, 2, 4 and 5."""
+    assert fewest_windows(size, roi, stretch=1, overlap=0.5) == (roi, step)
+
+
+def test_images_of_several_sizes_by_one_inferer():
+    network = Recorder()
+    inferer = AdaptiveInferer(roi_size=(16, 16, 16), stretch=1.5, overlap=0.5)
+    for side in (40, 8, 24):
+        inferer(torch.rand(1, 1, side, 8, 8), network)
+    assert network.seen == [(24, 16, 16), (24, 16, 16), (16, 16, 16), (24, 16, 16)]
+
+
+def test_windows_of_the_training_where_memory_is_short(caplog):
+    network, image = Recorder(room=16**3), torch.rand(1, 1, 24, 16, 16)
+    inferer = AdaptiveInferer(roi_size=(16, 16, 16), stretch=1.5, overlap=0)
+    for _ in range(2):
+        torch.testing.assert_close(inferer(image, network), 2 * image)
+    assert network.seen == [(24, 16, 16), *[(16, 16, 16)] * 4]  # the second image does not try again
+    assert [message for message in caplog.messages if "roi_size" in message] == [
+        "Out of memory: goes on with windows of roi_size [16, 16, 16]."
     ]
 
 
 def test_no_room_for_one_window():
-    inferer = AdaptiveInferer(roi_size=(4, 4, 4), sw_batch_size=1, overlap=0)
-    with pytest.raises(InputError, match="no memory for one window of roi_size"):
-        inferer(torch.rand(1, 1, 8, 8, 8), Greedy(room=0))
+    inferer = AdaptiveInferer(roi_size=(16, 16, 16), stretch=1.5, overlap=0)
+    with pytest.raises(InputError, match=r"no memory for one window of roi_size \[16, 16, 16\]"):
+        inferer(torch.rand(1, 1, 24, 24, 24), Recorder(room=0))
+
+
+@pytest.mark.parametrize(("stretch", "overlap"), [(0.9, 0.5), (1.5, 1.0), (1.5, -0.1)])
+def test_impossible_windows(stretch, overlap):
+    with pytest.raises(ValueError, match=r"stretch|overlap"):
+        AdaptiveInferer(roi_size=(16, 16, 16), stretch=stretch, overlap=overlap)
 
 
 class TestWriter:

@@ -6,9 +6,13 @@ import math
 
 import pytest
 import torch
+from ignite.engine import Engine
+from monai.data import DataLoader, Dataset, MetaTensor
+from monai.engines import IterationEvents
 from torch import nn
 
-from scripts.losses import MISSULoss, SelfDistillationLoss, attention_map
+from scripts.errors import InputError
+from scripts.losses import FiniteLoss, MISSULoss, SelfDistillationLoss, attention_map
 from scripts.networks.self_distillation import SelfDistillationOutput
 
 
@@ -117,3 +121,33 @@ def test_lambda_rises_over_the_ramp():
     output = SelfDistillationOutput(feature([0]), [feature([7, 0])], [feature([0, 1])], None)
     values = [loss(output, feature([0])).item() for _ in range(6)]
     assert values == pytest.approx([share * math.sqrt(2) for share in (0.1, 0.2, 0.3, 0.4, 0.4, 0.4)])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_names_the_cases(value):
+    images = [{"image": MetaTensor(torch.zeros(1, 2), meta={"case_id": f"case_{i}"})} for i in (2, 1)]
+    [batch] = DataLoader(Dataset(images), batch_size=2)
+    engine = Engine(lambda *_: None)
+    engine.register_events(*IterationEvents)
+    FiniteLoss().attach(engine)
+    engine.state.batch, engine.state.iteration = batch, 7
+    engine.state.output = {"loss": torch.tensor(1.0)}
+    engine.fire_event(IterationEvents.LOSS_COMPLETED)
+    engine.state.output = {"loss": torch.tensor(value)}
+    with pytest.raises(InputError, match=f"it is {value} in step 7, with the cases case_1, case_2"):
+        engine.fire_event(IterationEvents.LOSS_COMPLETED)
+
+
+def test_the_ramp_goes_on_with_the_training():
+    features = [torch.rand(1, 2, 4, 4, 4)]
+    output = SelfDistillationOutput(torch.zeros(1, 2, 4, 4, 4), features, [torch.rand(1, 2, 4, 4, 4)], None)
+    label = torch.zeros(1, 2, 4, 4, 4)
+    losses = []
+    for stops in (False, True):
+        loss = MISSULoss(nn.MSELoss(), distillation_weight=1.0, ramp_steps=4)
+        loss(output, label)
+        if stops:
+            state, loss = loss.state_dict(), MISSULoss(nn.MSELoss(), distillation_weight=1.0, ramp_steps=4)
+            loss.load_state_dict(state)
+        losses.append(loss(output, label).item())
+    assert losses[0] == losses[1]

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from monai.data import MetaTensor
 from monai.transforms import Compose
 
 from scripts.datalist import make_datalist
 from scripts.errors import InputError
 from scripts.transforms import (
     ClassesToValuesd,
+    LargestLogitd,
     LoadImageCased,
     SpacingOfKeysd,
     ValuesToClassesd,
@@ -297,6 +299,15 @@ def test_an_entry_beside_the_image_stays_as_it_is(tiny_case):
     assert done["image_path"] == "a path"
     assert done["image"].shape == (1, 10, 24, 16)  # 20 voxels of 1.5 mm
     assert spacing.inverse(done)["image"].shape == (1, 20, 24, 16)
+
+
+def test_the_largest_logit_and_the_first_of_equals():
+    logits = torch.tensor([[1.0, -2.0, 0.0], [3.0, -1.0, 0.0], [2.0, -3.0, 0.0]]).reshape(3, 3, 1, 1)
+    classes = LargestLogitd("pred")({"pred": MetaTensor(logits, affine=2 * torch.eye(4))})["pred"]
+    assert classes.flatten().tolist() == [1, 1, 0]
+    assert classes.shape == (1, 3, 1, 1)
+    assert classes.dtype == torch.uint8
+    assert classes.affine.diag().tolist() == [2, 2, 2, 2]
 
 
 def test_foreground_keeps_negative_voxels():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -25,16 +26,68 @@ from .networks import Ensemble
 __all__ = [
     "CheckpointLoader",
     "WeightsSaver",
+    "case_ids",
     "describe",
     "fold_checkpoints",
     "load_weights",
     "read_record",
+    "read_state",
     "save_weights",
+    "write_state",
 ]
 
 logger = logging.getLogger(__name__)
 
 METADATA = Path(__file__).parents[1] / "configs" / "metadata.json"
+
+
+def write_state(state: Mapping[str, Any], path: Path, outdated: Path | None = None) -> None:
+    """Writes what ``state_dict`` gave, for :func:`read_state`; a file that was there is replaced at the end, at once.
+
+    Args:
+        state: tensors and plain values.
+        path: file to write.
+        outdated: a file about the one that is replaced, removed just before.
+
+    Raises:
+        InputError: when it cannot be written; what was there is there still.
+    """
+    content = io.BytesIO()  # torch.save hides why a write to a file failed
+    torch.save(state, content)
+    try:
+        with whole_file(path) as temporary, open(temporary, "wb") as file:
+            file.write(content.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+            if outdated is not None:
+                outdated.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Reads tensors and plain values; a file that would run code when it is read is refused.
+
+    Raises:
+        InputError: when it is damaged or no such file.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file fails in zipfile, pickle or torch, each with errors of its own
+        raise InputError(f"{path} cannot be read as a state_dict ({type(error).__name__}).") from error
+    if not isinstance(state, dict):
+        raise InputError(f"{path} should hold a state_dict, it holds a {type(state).__name__}.")
+    return state
+
+
+def case_ids(items: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The cases of a list, sorted."""
+    return sorted(item.get("case_id") or case_of(file).case_id for item, file in zip(items, first_files(items)))
+
+
+def first_files(items: Iterable[Mapping[str, Any]]) -> list[str]:
+    images = [item["image"] for item in items]
+    return [str(next(iter(image.values())) if isinstance(image, Mapping) else image) for image in images]
 
 
 def save_weights(network: nn.Module, path: str | Path, record: Mapping[str, Any] | None = None) -> None:
@@ -44,12 +97,7 @@ def save_weights(network: nn.Module, path: str | Path, record: Mapping[str, Any]
     there a record of other weights.
     """
     path = Path(path)
-    with whole_file(path) as temporary:
-        with open(temporary, "wb") as file:
-            torch.save(network.state_dict(), file)
-            file.flush()
-            os.fsync(file.fileno())
-        path.with_suffix(".json").unlink(missing_ok=True)
+    write_state(network.state_dict(), path, outdated=path.with_suffix(".json"))
     if record is not None:
         with whole_file(path.with_suffix(".json")) as temporary:
             temporary.write_text(json.dumps({**record, "sha256": sha256(path)}, indent=2) + "\n")
@@ -102,13 +150,8 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"The weights {path} are not there: train first, or name others by --checkpoint.")
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file fails in zipfile, pickle or torch, each with errors of its own
-        raise InputError(f"The weights {path} cannot be read as a state_dict ({type(error).__name__}).") from error
+    weights = read_state(path)
     wanted = network.state_dict()
-    if not isinstance(weights, dict):
-        raise InputError(f"The weights {path} should be a state_dict, they are a {type(weights).__name__}.")
     for rule, keys in (("lack", wanted.keys() - weights.keys()), ("have too much", weights.keys() - wanted.keys())):
         if keys:
             raise InputError(
@@ -196,11 +239,9 @@ class WeightsSaver:
 
     def record(self, state: Any) -> dict[str, Any]:
         items = list(self.data or ())
-        images = [item["image"] for item in items]
-        files = [str(next(iter(image.values())) if isinstance(image, Mapping) else image) for image in images]
         return {
-            "dataset": Path(os.path.commonpath([folder_of(file) for file in files])).name,
-            "cases": sorted(item.get("case_id") or case_of(file).case_id for item, file in zip(items, files)),
+            "dataset": Path(os.path.commonpath([folder_of(file) for file in first_files(items)])).name,
+            "cases": case_ids(items),
             "settings": dict(self.settings),
             "epoch": state.epoch,
             "metrics": {name: float(value) for name, value in state.metrics.items()},

@@ -4,7 +4,8 @@
 
 Below ``output_dir``: ``datalist.json`` with the split, ``fold0`` .. with weights and tables, and the tables of all
 held-out cases. The last weights of a fold are scored, not those that the held-out cases would choose. What is done is
-not done again, so the same command goes on after an interruption. Overlays and knobs of the training go through:
+not done again, and a training goes on from its last checkpoint, so the same command serves after an interruption.
+Overlays and knobs of the training go through:
 ``--config_file configs/train.json configs/cpu.json -- --max_epochs 300``.
 """
 
@@ -65,7 +66,7 @@ def run_fold(fold: int, config_file: Sequence[str], knobs: Sequence[str], output
     weights = folder / "model_final.pt"
     held_out = ["--split", "validation", "--checkpoint", str(weights)]
     workflows = {
-        "training": [str([first, *overlays]), *common],
+        "training": [str([first, *overlays]), *common, "--resume", "auto"],
         "evaluating": [str([first, str(BUNDLE / "configs" / "evaluate.json"), *overlays]), *common, *held_out],
     }
     with open(folder / "log.txt", "a") as log:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .cases import LABEL, MODALITIES, WHOLE, Case, find_cases
-from .errors import InputError
+from .errors import InputError, flag
 from .patients import patients_of
 
 __all__ = ["inference_cases", "load_datalist", "make_datalist"]
@@ -164,6 +164,7 @@ def _entries(
         entries = [entry for entry in datalist["training"] if (entry["fold"] == fold) == (split == "validation")]
     if not entries:
         raise InputError(f"The datalist should have at least one case for {split}, {name} has none.")
+    may_leave = flag("may_leave_dataset_dir", may_leave)
     return [_absolute(entry, root, modalities, split != "inference", may_leave) for entry in entries]
 
 

@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import sys
+import traceback
 from types import TracebackType
+from typing import Any
 
-__all__ = ["InputError", "one_sentence", "show_one_sentence"]
+__all__ = ["InputError", "flag", "one_sentence", "show_one_sentence"]
+
+
+CANNOT_WRITE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOTDIR, errno.EEXIST),  # a file where a folder should be
+)
+SHARED_MEMORY = (
+    "The shared memory of this machine (/dev/shm) is full: give it more (docker run --shm-size 8g), or load in the "
+    "main process by --num_workers 0."
+)
 
 
 class InputError(ValueError):
     """Input that a run cannot go on with: one sentence that names the case, the file, the rule and the value."""
+
+
+def flag(name: str, value: Any, *others: str) -> Any:
+    """The value of a knob that is true or false, or one of the ``others``.
+
+    The command line gives ``true`` and ``false`` as text, which Python takes for true both.
+
+    Raises:
+        InputError: when it is something else.
+    """
+    known: dict[Any, Any] = {True: True, False: False, "true": True, "false": False} | {
+        other: other for other in others
+    }
+    key = value.lower() if isinstance(value, str) else value
+    if key not in known:
+        raise InputError(f"{name} should be {' or '.join(['true', 'false', *others])}, got {value}.")
+    return known[key]
 
 
 def one_sentence(error: BaseException) -> str | None:
@@ -26,16 +57,43 @@ def one_sentence(error: BaseException) -> str | None:
             return in_worker.group(1)
         if isinstance(cause, InputError) or (isinstance(cause, ValueError) and _raised_here(cause)):
             return str(cause)
+        of_the_machine = _of_the_machine(cause)
+        if of_the_machine:
+            return of_the_machine
         cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _of_the_machine(error: BaseException) -> str | None:
+    """What the machine lacks, where that is the cause: room to write, shared memory, memory for a process."""
+    text = str(error)
+    # PyTorch's errors carry no code; one is "unable to write to file </torch_4711_0>: No space left on device".
+    if re.search(r"</torch_\w+>|out of shared memory|insufficient shared memory", text):
+        return SHARED_MEMORY
+    from_process = any(name.startswith("multiprocessing.") for name in _modules(error))
+    died = re.search(r"DataLoader worker \(pid\(?s?\)? .*(exited unexpectedly|is killed by signal)", text)
+    if died or (from_process and isinstance(error, EOFError | ConnectionError)):  # it died while it handed a case over
+        how = text.partition("\n")[0].rstrip(". ") or type(error).__name__
+        return (
+            f"A process that loads data died ({how}), often for want of memory: take a smaller num_workers, and go on "
+            "by --resume true."
+        )
+    if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
+        if from_process:  # its locks lie there
+            return SHARED_MEMORY
+        return f"{error.filename or 'A file'} cannot be written: {os.strerror(error.errno)}."
     return None
 
 
 def _raised_here(error: BaseException) -> bool:
     """Whether an error comes from this package, such as the network's about its arguments."""
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return traceback is not None and traceback.tb_frame.f_globals["__name__"].startswith(f"{__package__}.")
+    modules = _modules(error)
+    return bool(modules) and modules[-1].startswith(f"{__package__}.")
+
+
+def _modules(error: BaseException) -> list[str]:
+    """The modules that an error passed, the one that raised it last."""
+    return [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
 
 
 def show_one_sentence() -> None:

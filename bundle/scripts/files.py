@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["whole_file"]
+from .errors import InputError
+
+__all__ = ["check_writable", "whole_file"]
 
 
 @contextmanager
@@ -25,3 +28,17 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path, name: str) -> None:
+    """Makes a folder, and sees that files can be written to it: hours before the first one is.
+
+    Raises:
+        InputError: when they cannot, with the ``name`` of the knob.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{name} {folder} cannot be written to: {error.strerror}.") from error

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from glob import escape
@@ -19,10 +19,11 @@ from monai.engines import SupervisedEvaluator
 from monai.inferers import SlidingWindowInfererAdapt
 
 from .cases import case_of
-from .errors import InputError, one_sentence
-from .files import whole_file
+from .errors import InputError, flag, one_sentence
+from .files import check_writable, whole_file
+from .networks.missu import STRIDE
 
-__all__ = ["AdaptiveInferer", "AtomicNibabelWriter", "CaseDataset", "CaseEvaluator"]
+__all__ = ["AdaptiveInferer", "AtomicNibabelWriter", "CaseDataset", "CaseEvaluator", "fewest_windows"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +47,11 @@ class CaseDataset(Dataset):
         self, data: Sequence[Mapping[str, Any]], transform: Callable, output_dir: str, skip_existing: bool = False
     ) -> None:
         self.output_dir = Path(output_dir)
-        self.skip_existing = skip_existing
+        self.skip_existing = flag("skip_existing", skip_existing)
         self.share = list(data)[int(os.environ.get("RANK", 0)) :: int(os.environ.get("WORLD_SIZE", 1))]
         self.there = [path for path in map(self.mask_of, self.share) if path.exists()]
         super().__init__(
-            [item for item in self.share if not (skip_existing and self.mask_of(item).exists())], transform
+            [item for item in self.share if not (self.skip_existing and self.mask_of(item).exists())], transform
         )
 
     def mask_of(self, item: Mapping[str, Any]) -> Path:
@@ -70,12 +71,7 @@ class CaseDataset(Dataset):
                 f"output_dir {self.output_dir} holds masks of {len(self.there)} of these cases, such as "
                 f"{self.there[0].name}: keep them by --skip_existing true, or take another output_dir."
             )
-        try:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.output_dir):
-                pass
-        except OSError as error:
-            raise InputError(f"output_dir {self.output_dir} cannot be written to: {error.strerror}.") from error
+        check_writable(self.output_dir, "output_dir")
         for item in self.share:
             for unfinished in self.output_dir.glob(f".[0-9]*.{escape(self.mask_of(item).name)}"):
                 unfinished.unlink()
@@ -133,27 +129,74 @@ class CaseEvaluator(SupervisedEvaluator):
 
 
 class AdaptiveInferer(SlidingWindowInfererAdapt):
-    """Sliding windows that make do with the memory of a GPU.
+    """As few windows as cover the image, all of one size, evenly placed: most brains are one window.
 
-    MONAI's own class puts the windows together in a buffer, then on the CPU, when the GPU has no room for the whole
-    image. This one goes on to half as many windows at a time, down to one, and says so.
+    A side of a window is a multiple of 8 voxels, from the one of ``roi_size`` to ``stretch`` times that, which bounds
+    the memory whatever the image. An image within that is one window, padded with zeros. Windows are blended with
+    Gaussian weights.
+
+    Where a GPU has no room for the whole image, MONAI's class puts the windows together on the CPU; where it has none
+    for such a window, this one goes on with windows of ``roi_size``, and says so.
+
+    Args:
+        roi_size: the crop that the network was trained on.
+        stretch: how many times as long a window may be, on each axis; 1 for windows of exactly ``roi_size``.
+        overlap: of neighboring windows, at least, as a share of ``roi_size``.
+        progress: whether to show a bar over the windows.
 
     Raises:
-        InputError: when one window alone is too much.
+        ValueError: when ``stretch`` is below 1, or ``overlap`` not in [0, 1).
+        InputError: by a call, when one window of ``roi_size`` alone is too much.
     """
 
+    def __init__(self, roi_size: Sequence[int], stretch: float, overlap: float, progress: bool = False) -> None:
+        if stretch < 1:
+            raise ValueError(f"stretch should be at least 1, got {stretch}.")
+        if not 0 <= overlap < 1:
+            raise ValueError(f"overlap should be at least 0 and below 1, got {overlap}.")
+        super().__init__(roi_size=roi_size, overlap=overlap, mode="gaussian", progress=progress)
+        self.crop = tuple(roi_size)
+        self.stretch = stretch
+        self.least_overlap = overlap
+
+    def place(self, image_size: Sequence[int]) -> None:
+        """Chooses the window and its overlap for an image of this size."""
+        axes = [
+            fewest_windows(size, side, self.stretch, self.least_overlap) for size, side in zip(image_size, self.crop)
+        ]
+        self.roi_size = tuple(side for side, _ in axes)
+        # MONAI rounds the step down: the half keeps it from falling short of a voxel.
+        self.overlap = tuple(max(0.0, 1 - (step + 0.5) / side) for side, step in axes)
+
     def __call__(self, inputs: torch.Tensor, network: Callable, *args: Any, **kwargs: Any) -> Any:
-        while True:
-            try:
-                return super().__call__(inputs, network, *args, **kwargs)
-            except torch.OutOfMemoryError as error:
-                if self.sw_batch_size == 1:
-                    raise InputError(
-                        f"The device has no memory for one window of roi_size {self.roi_size}: "
-                        "train with a smaller roi_size, or take another device."
-                    ) from error
-                self.sw_batch_size //= 2
-                logger.warning(f"Out of memory: goes on with sw_batch_size {self.sw_batch_size}.")
+        self.place(inputs.shape[2:])
+        try:
+            return super().__call__(inputs, network, *args, **kwargs)
+        except torch.OutOfMemoryError as error:
+            if self.roi_size == self.crop:
+                raise InputError(
+                    f"The device has no memory for one window of roi_size {list(self.crop)}: "
+                    "train with a smaller roi_size, or take another device."
+                ) from error
+        logger.warning(f"Out of memory: goes on with windows of roi_size {list(self.crop)}.")
+        self.stretch = 1.0
+        return self(inputs, network, *args, **kwargs)
+
+
+def fewest_windows(size: int, roi: int, stretch: float, overlap: float) -> tuple[int, int]:
+    """The side of the windows that cover ``size`` voxels of an axis, and the step from one to the next.
+
+    Example:
+        >>> fewest_windows(145, roi=128, stretch=1.5, overlap=0.5)  # one window
+        (152, 152)
+        >>> fewest_windows(250, roi=128, stretch=1.5, overlap=0.5)  # 0 to 160, 90 to 250
+        (160, 90)
+    """
+    longest = max(roi, int(roi * stretch) // STRIDE * STRIDE)
+    shared = 0 if size <= longest else math.ceil(roi * overlap)
+    num_windows = max(1, math.ceil((size - shared) / (longest - shared)))
+    side = max(roi, math.ceil((size + (num_windows - 1) * shared) / num_windows / STRIDE) * STRIDE)
+    return side, side if num_windows == 1 else math.ceil((size - side) / (num_windows - 1))
 
 
 class AtomicNibabelWriter(NibabelWriter):

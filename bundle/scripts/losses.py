@@ -7,11 +7,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from ignite.engine import Engine
+from monai.engines import IterationEvents
 from torch import nn
 
+from .errors import InputError
 from .networks.self_distillation import SelfDistillationOutput
 
-__all__ = ["MISSULoss", "SelfDistillationLoss", "attention_map"]
+__all__ = ["FiniteLoss", "MISSULoss", "SelfDistillationLoss", "attention_map"]
 
 
 def attention_map(features: torch.Tensor) -> torch.Tensor:
@@ -53,7 +56,8 @@ class MISSULoss(nn.Module):
         self.distillation = SelfDistillationLoss()
         self.distillation_weight = distillation_weight
         self.ramp_steps = ramp_steps
-        self.num_steps = 0
+        self.num_steps: torch.Tensor
+        self.register_buffer("num_steps", torch.tensor(0))  # part of the state that a training goes on from
         self.terms: dict[str, float] = {}
 
     def forward(self, output: SelfDistillationOutput | torch.Tensor, label: torch.Tensor) -> torch.Tensor:
@@ -62,7 +66,7 @@ class MISSULoss(nn.Module):
             self.terms = {"loss": loss.item()}
             return loss
         self.num_steps += 1
-        weight = self.distillation_weight * min(1.0, self.num_steps / max(1, self.ramp_steps))
+        weight = self.distillation_weight * min(1.0, int(self.num_steps) / max(1, self.ramp_steps))
         segmentation = self.segmentation(output.logits, label)
         distillation = self.distillation(output.students, output.teachers)
         loss = segmentation + weight * distillation
@@ -77,3 +81,24 @@ class MISSULoss(nn.Module):
     def last_terms(self, _: Any) -> dict[str, float]:
         """The terms of the last step by name: an ``output_transform`` for the log and TensorBoard handlers."""
         return self.terms
+
+
+class FiniteLoss:
+    """Handler that ends a training whose loss is not a number, before it gets into the weights.
+
+    Raises:
+        InputError: naming the cases of the step.
+    """
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self)
+
+    def __call__(self, engine: Any) -> None:
+        loss = engine.state.output["loss"]
+        if not torch.isfinite(loss):
+            batch = engine.state.batch
+            cases = sorted(set(batch.get("case_id") or batch["image"].meta["case_id"]))
+            raise InputError(
+                f"The loss should be finite, it is {loss.item()} in step {engine.state.iteration}, with the cases "
+                f"{', '.join(cases)}: look at these, or take a smaller learning_rate; no weights were saved since."
+            )

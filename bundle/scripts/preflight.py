@@ -28,6 +28,7 @@ from .checks import CaseCheck, Fault, check_case
 from .errors import InputError
 from .files import whole_file
 from .labels import LABEL_CONVENTIONS
+from .memory import free_memory, gib
 from .patients import patients_of, year_of
 
 __all__ = ["Preflight", "check_before_run", "main", "preflight"]
@@ -56,10 +57,6 @@ class Preflight:
             f"or disk ({gib(self.disk_bytes)} free)."
         )
         return "\n".join([*lines, f"{self.num_cases} cases, {len(self.faults) or 'no'} fault(s)."])
-
-
-def gib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.1f} GiB"
 
 
 def preflight(
@@ -164,20 +161,10 @@ def same_patients(patients: Mapping[str, str], reported: set[str]) -> list[Fault
     ]
 
 
-def free_memory() -> int | None:
-    """Bytes of memory that a process can still get; ``None`` where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return None
-
-
 def check_before_run(
     entries: Iterable[Mapping[str, Any]],
     modalities: Sequence[str],
     channel_order: Sequence[str] | None = None,
-    cache_rate: float = 0.0,
     stop: bool = True,
 ) -> None:
     """The header part, on the entries of datalists, before a run; faults are logged.
@@ -186,14 +173,13 @@ def check_before_run(
         entries: of datalists: ``image`` and, where there is one, ``label``.
         modalities: those that each case has to have.
         channel_order: names of the channels of 4D files.
-        cache_rate: share of the cases that is cached.
         stop: whether a case that cannot be used ends the run; inference goes on with the others.
 
     Raises:
         InputError: when ``stop`` is set and a case cannot be used: one line each.
     """
     unique = {str(entry["image"]): entry for entry in entries}
-    result = preflight([case_of_entry(entry) for entry in unique.values()], modalities, channel_order, None, cache_rate)
+    result = preflight([case_of_entry(entry) for entry in unique.values()], modalities, channel_order)
     stopping = [fault for fault in result.faults if fault.stops]
     if stop and stopping:
         lines = [f"Case {fault.case}: {fault.fault}: {fault.detail}." for fault in stopping]

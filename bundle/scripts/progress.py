@@ -39,7 +39,8 @@ class ProgressBar:
         state: Any = engine.state
         self.bar = self.open.enter_context(
             tqdm(
-                total=(state.max_epochs - state.epoch) * state.epoch_length,
+                # A training may go on from within an epoch.
+                total=(state.max_epochs - state.epoch) * state.epoch_length - state.iteration % state.epoch_length,
                 desc=self.desc,
                 dynamic_ncols=True,
                 leave=False,

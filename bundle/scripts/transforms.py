@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import math
 from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +31,7 @@ from .labels import (
 __all__ = [
     "ClassesToRegionsd",
     "ClassesToValuesd",
+    "LargestLogitd",
     "LoadImageCased",
     "RegionsToClassesd",
     "SpacingOfKeysd",
@@ -65,8 +68,6 @@ class LoadImageCased(LoadImaged):
         self, keys: KeysCollection, modalities: Sequence[str], channel_order: Sequence[str] | None = None
     ) -> None:
         super().__init__(keys)
-        # Not the one of LoadImaged, which MONAI Label switches to another type of output.
-        self.loader = image_loader()
         self.modalities = tuple(modalities)
         self.channel_order = tuple(channel_order or ())
         if self.channel_order and any(
@@ -83,7 +84,7 @@ class LoadImageCased(LoadImaged):
         d[first] = image = self.load_image(d[first], d.get("case_id"))
         case_id = image.meta["case_id"]
         for key in others:
-            label = read(self.loader, case_id, d[key], channels=[str(key)])
+            label = read(image_loader(), case_id, d[key], channels=[str(key)])
             check_same_space(case_id, label, image)
             label.meta["case_id"] = case_id
             d[key] = label
@@ -97,7 +98,11 @@ class LoadImageCased(LoadImaged):
         case_id = case_id or case.case_id
         files = source if isinstance(source, Mapping) else case.image(self.modalities)
         if isinstance(files, Mapping):
-            volumes = [read(self.loader, case_id, files[name], channels=[name]) for name in self.modalities]
+            # Unpacking and copying let go of Python's lock, so that the files are read beside each other.
+            with ThreadPoolExecutor(len(self.modalities)) as threads:
+                volumes = list(
+                    threads.map(lambda name: read(image_loader(), case_id, files[name], [name]), self.modalities)
+                )
             for volume in volumes:
                 check_same_space(case_id, volume, volumes[0])
             image = cast(MetaTensor, torch.cat(tuple(volumes)))
@@ -106,15 +111,18 @@ class LoadImageCased(LoadImaged):
             for name in self.modalities:
                 if name not in order:
                     raise InputError(f"Case {case_id}: {name} is missing, {files} has the channels {', '.join(order)}.")
-            channels = read(self.loader, case_id, files, channels=order)
+            channels = read(image_loader(), case_id, files, channels=order)
             image = cast(MetaTensor, channels[[order.index(name) for name in self.modalities]])
         for name, volume in zip(self.modalities, image):
             file = files[name] if isinstance(files, Mapping) else files
-            if not torch.isfinite(volume).all():
+            lowest, highest = (float(value) for value in volume.as_tensor().aminmax())  # NaN if there is one
+            if not (math.isfinite(lowest) and math.isfinite(highest)):
                 raise InputError(f"Case {case_id}: {name} should be finite, {file} holds NaN or infinity.")
-            volume -= air(volume)
-            if not volume.any():
+            constant = air(volume)
+            if lowest == highest == constant:
                 raise InputError(f"Case {case_id}: {name} should show something, {file} is zero everywhere.")
+            if constant:
+                volume -= constant
         image.meta["case_id"] = case_id
         return image
 
@@ -138,7 +146,10 @@ class CheckedNibabelReader(NibabelReader):
 
 
 def image_loader() -> LoadImage:
-    """Reads (channels, H, W, D). MONAI takes the reader that was registered last of those that know a suffix."""
+    """Reads (channels, H, W, D); one for each thread.
+
+    MONAI takes the reader that was registered last of those that know a suffix.
+    """
     loader = LoadImage(image_only=True, ensure_channel_first=True)
     loader.register(CheckedNibabelReader())
     return loader
@@ -197,6 +208,19 @@ class SpacingOfKeysd(Spacingd):
     def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
         own = {key: data[key] for key in self.key_iterator(dict(data))}
         return {**data, **super().__call__(own, lazy)}
+
+
+class LargestLogitd(MapTransform):
+    """Logits (classes, H, W, D) become the class of the largest, (1, H, W, D), uint8.
+
+    ``AsDiscreted`` gives the same by ``torch.argmax``, which takes ten times as long over the first axis on a CPU.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = d[key].max(dim=0, keepdim=True).indices.to(torch.uint8)
+        return d
 
 
 class ConventionTransform(MapTransform):

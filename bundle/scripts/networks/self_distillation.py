@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ..errors import flag
 from .fusion import MultiScaleFusion
 from .missu import MISSU
 
@@ -41,7 +42,7 @@ class SelfDistillation(nn.Module):
         super().__init__()
         self.network = network
         self.fusion = MultiScaleFusion(network.feature_channels[:-1])
-        self.detach_teacher = detach_teacher
+        self.detach_teacher = flag("detach_teacher", detach_teacher)
 
     def forward(self, x: torch.Tensor) -> SelfDistillationOutput:
         """Takes an image (B, C, H, W, D)."""

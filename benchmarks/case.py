@@ -1,0 +1,227 @@
+"""(b) A whole case, from four files to a saved mask: python benchmarks/case.py MISSU <four files> <output folder>
+
+The candidates, with random weights: MISSU by configs/inference.json; the recipe of the model zoo's bundle
+brats_mri_segmentation (SegResNet, the whole volume in one window of 240 x 240 x 160); nnU-Net v2's own predictor
+(package nnunetv2) with its plan 3d_fullres for BraTS, mirroring off.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import report, seconds
+
+BUNDLE = Path(__file__).parents[1] / "bundle"
+MODALITIES = ("t1", "t1ce", "t2", "flair")
+
+spent: Counter[str] = Counter()
+
+
+def timed(owner: Any, method: str, phase: str) -> None:
+    """Adds what the method takes to its phase, less what other phases in it take."""
+    inner: Callable = getattr(owner, method)
+
+    @wraps(inner)
+    def outer(*args: Any, **kwargs: Any) -> Any:
+        before, start = spent.total(), time.perf_counter()
+        result = inner(*args, **kwargs)
+        spent[phase] += time.perf_counter() - start - (spent.total() - before)
+        return result
+
+    setattr(owner, method, outer)
+
+
+def missu(files: list[str], output: str) -> Callable[[], object]:
+    from monai.bundle import ConfigParser
+    from monai.transforms import SaveImaged
+
+    from scripts.inference import AdaptiveInferer, CaseDataset
+    from scripts.transforms import LoadImageCased
+
+    os.chdir(BUNDLE)
+    parser = ConfigParser()
+    parser.read_config("configs/inference.json")
+    parser.update(
+        {
+            "datalist": [{"case_id": "case", "image": dict(zip(MODALITIES, files))}],
+            "output_dir": output,
+            "num_workers": 0,
+            "handlers": [],
+        }
+    )
+    evaluator = parser.get_parsed_content("evaluator")
+    timed(CaseDataset, "__getitem__", "preprocess")
+    timed(LoadImageCased, "__call__", "load")
+    timed(AdaptiveInferer, "__call__", "network")
+    timed(SaveImaged, "__call__", "save")
+    return evaluator.run
+
+
+def segresnet(files: list[str], output: str) -> Callable[[], object]:
+    from monai.data import DataLoader, Dataset
+    from monai.engines import SupervisedEvaluator
+    from monai.inferers import SlidingWindowInferer
+    from monai.networks.nets import SegResNet
+    from monai.transforms import (
+        Activationsd,
+        AsDiscreted,
+        Compose,
+        Invertd,
+        LoadImaged,
+        NormalizeIntensityd,
+        SaveImaged,
+    )
+
+    preprocessing = Compose(
+        [
+            LoadImaged("image", ensure_channel_first=True),
+            NormalizeIntensityd("image", nonzero=True, channel_wise=True),
+        ]
+    )
+    postprocessing = Compose(
+        [
+            Activationsd("pred", sigmoid=True),
+            Invertd("pred", transform=preprocessing, orig_keys="image", nearest_interp=False),
+            AsDiscreted("pred", threshold=0.5),
+            SaveImaged("pred", output_dir=output, resample=False),
+        ]
+    )
+    evaluator = SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=DataLoader(Dataset([{"image": files}], preprocessing), batch_size=1),
+        network=SegResNet(
+            in_channels=4,
+            out_channels=3,
+            init_filters=16,
+            blocks_down=(1, 2, 2, 4),
+            blocks_up=(1, 1, 1),
+            dropout_prob=0.2,
+        ),
+        inferer=SlidingWindowInferer(roi_size=(240, 240, 160), sw_batch_size=1, overlap=0.5),
+        postprocessing=postprocessing,
+    )
+    timed(Dataset, "__getitem__", "preprocess")
+    timed(LoadImaged, "__call__", "load")
+    timed(SlidingWindowInferer, "__call__", "network")
+    timed(SaveImaged, "__call__", "save")
+    return evaluator.run
+
+
+def nnunet(files: list[str], output: str) -> Callable[[], object]:
+    for name in ("raw", "preprocessed", "results"):
+        os.environ[f"nnUNet_{name}"] = output  # it warns without
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+    from nnunetv2.inference import predict_from_raw_data as prediction
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    stages = 6
+    configuration = {
+        "data_identifier": "nnUNetPlans_3d_fullres",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": 2,
+        "patch_size": [128, 128, 128],
+        "spacing": [1.0, 1.0, 1.0],
+        "normalization_schemes": ["ZScoreNormalization"] * 4,
+        "use_mask_for_norm": [True] * 4,
+        **{
+            key: function
+            for kind, order in (("data", 3), ("seg", 1), ("probabilities", 1))
+            for key, function in (
+                (f"resampling_fn_{kind}", "resample_data_or_seg_to_shape"),
+                (
+                    f"resampling_fn_{kind}_kwargs",
+                    {"is_seg": kind == "seg", "order": order, "order_z": 0, "force_separate_z": None},
+                ),
+            )
+        },
+        "batch_dice": False,
+        "architecture": {
+            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+            "arch_kwargs": {
+                "n_stages": stages,
+                "features_per_stage": [32, 64, 128, 256, 320, 320],
+                "conv_op": "torch.nn.modules.conv.Conv3d",
+                "kernel_sizes": [[3, 3, 3]] * stages,
+                "strides": [[1, 1, 1], *[[2, 2, 2]] * (stages - 1)],
+                "n_conv_per_stage": [2] * stages,
+                "n_conv_per_stage_decoder": [2] * (stages - 1),
+                "conv_bias": True,
+                "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+                "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+                "dropout_op": None,
+                "dropout_op_kwargs": None,
+                "nonlin": "torch.nn.LeakyReLU",
+                "nonlin_kwargs": {"inplace": True},
+            },
+            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+        },
+    }
+    plans = {
+        "dataset_name": "Dataset001_BraTS",
+        "plans_name": "nnUNetPlans",
+        "original_median_spacing_after_transp": [1.0, 1.0, 1.0],
+        "original_median_shape_after_transp": [140, 171, 136],
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "configurations": {"3d_fullres": configuration},
+        "experiment_planner_used": "ExperimentPlanner",
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {},
+    }
+    dataset = {
+        "channel_names": dict(enumerate(MODALITIES)),
+        "labels": {"background": 0, "NCR": 1, "ED": 2, "ET": 3},
+        "file_ending": ".nii.gz",
+    }
+    manager = PlansManager(plans)
+    architecture = configuration["architecture"]
+    network = get_network_from_plans(
+        architecture["network_class_name"],
+        architecture["arch_kwargs"],
+        architecture["_kw_requires_import"],
+        4,
+        4,
+        deep_supervision=False,
+    )
+    predictor = prediction.nnUNetPredictor(
+        use_mirroring=False, perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False
+    )
+    predictor.manual_initialization(
+        network,
+        manager,
+        manager.get_configuration("3d_fullres"),
+        [network.state_dict()],
+        dataset,
+        "nnUNetTrainer",
+        None,
+    )
+    timed(predictor.configuration_manager.preprocessor_class, "run_case", "preprocess")
+    timed(SimpleITKIO, "read_images", "load")
+    timed(prediction.nnUNetPredictor, "predict_logits_from_preprocessed_data", "network")
+    timed(SimpleITKIO, "write_seg", "save")
+    return lambda: predictor.predict_from_files_sequential([files], [os.path.join(output, "case")])
+
+
+CANDIDATES = {"MISSU": missu, "SegResNet, zoo": segresnet, "nnU-Net v2": nnunet}
+
+
+def main(name: str, *paths: str) -> None:
+    torch.manual_seed(0)
+    *files, output = paths
+    run = CANDIDATES[name](files, output)
+    total = seconds(run)
+    report(seconds=total, phases={**spent, "postprocess": total - spent.total()})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

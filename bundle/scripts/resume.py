@@ -1,0 +1,326 @@
+"""A training that goes on where it stopped, to the same weights as if it had not.
+
+What is drawn at random for a sample depends on the seed and the sample's place in the training alone, so neither the
+processes that load data nor a stop change it, and no random state of theirs has to be kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import random
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ignite.distributed as idist
+import numpy as np
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine, Events
+from monai.data import CacheDataset
+from torch.utils.data import Dataset, DistributedSampler
+
+from .checkpoints import case_ids, read_state, write_state
+from .errors import InputError, flag
+from .files import check_writable
+from .memory import free_memory, gib, size_of
+
+__all__ = ["Seeded", "SeededDataset", "SeededSampler", "TrainingState"]
+
+logger = logging.getLogger(__name__)
+
+
+class Sample(NamedTuple):
+    """A case by its place in the data set, and the seed of its augmentation."""
+
+    case: int
+    seed: int
+
+
+class SeededSampler(DistributedSampler):
+    """Shuffles the cases anew for each pass over them, and gives each sample a seed of its own.
+
+    Of several processes each takes its share of a pass; where the cases do not divide evenly, some are taken twice.
+
+    Args:
+        dataset: a :class:`SeededDataset`.
+        seed: of the order and of the augmentation.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int) -> None:
+        several = dist.is_available() and dist.is_initialized()
+        world_size, rank = (dist.get_world_size(), dist.get_rank()) if several else (1, 0)
+        super().__init__(dataset, world_size, rank, shuffle=True, seed=seed)
+        self.start_at(0, 0)
+
+    def start_at(self, num_passes: int, num_samples: int) -> None:
+        """Lets the next iteration begin after so many passes, and so many samples of this process in its pass."""
+        self.num_passes, self.num_samples_done = num_passes, num_samples
+
+    def __iter__(self) -> Iterator[Sample]:
+        self.set_epoch(self.num_passes)
+        done = self.num_samples_done
+        self.start_at(self.num_passes + 1, 0)
+        for place, case in list(enumerate(super().__iter__()))[done:]:
+            entropy = (self.seed, self.epoch, place * self.num_replicas + self.rank)
+            yield Sample(int(case), int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+
+
+class Seeded:
+    """Of a MONAI data set: its random transforms draw from the seed of a :class:`SeededSampler`'s sample."""
+
+    transform: Any
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, Sample):
+            self.transform.set_random_state(seed=index.seed)
+            index = index.case
+        return super().__getitem__(index)  # type: ignore[misc]
+
+
+class SeededDataset(Seeded, CacheDataset):
+    """MONAI's ``CacheDataset``, seeded by the sample.
+
+    Raises:
+        InputError: when the cache would not fit, by the size of the first case.
+    """
+
+    def _fill_cache(self, indices: Sequence[int] | None = None) -> list[Any]:
+        num_cases = self.cache_num if indices is None else len(indices)
+        free = free_memory()
+        if num_cases > 1 and free is not None:
+            size = size_of(self._load_cache_item(0))
+            num_fitting = int(free / int(os.environ.get("LOCAL_WORLD_SIZE", 1)) / size)  # each process has its own
+            if num_cases > num_fitting:
+                rate = math.floor(100 * num_fitting / len(self.data)) / 100
+                raise InputError(
+                    f"cache_rate keeps {num_cases} cases of {size / 2**20:.0f} MiB each in memory, {gib(free)} are "
+                    f"free: {num_fitting} would fit, by cache_rate {rate}."
+                )
+        return super()._fill_cache(indices)
+
+
+class TrainingState:
+    """Handler that saves the whole state of a training, and takes it up again.
+
+    ``checkpoint_iteration=N.pt`` in ``ckpt_dir`` is written every ``interval`` epochs, after the last one, and when the
+    run is asked to end (SIGTERM, Ctrl-C): then after the step that is under way. The last two are kept. A second Ctrl-C
+    ends at once. Attach it after the validation and the learning rate, whose work belongs to the state.
+
+    Args:
+        ckpt_dir: folder of the checkpoints.
+        resume: ``True`` goes on from the newest checkpoint, ``"auto"`` does where there is one, ``False`` starts anew.
+        interval: epochs between checkpoints.
+        objects: what has a ``state_dict``, by name; ``network`` among them.
+        evaluator: the engine of the validation, whose best metric decides which weights are kept.
+        settings: what has to be the same where a training goes on.
+        data: likewise, the lists of cases by their use.
+
+    Raises:
+        InputError: at the start, when ``ckpt_dir`` cannot be written, or the checkpoint is not there, unreadable or of
+            another training; later, when a checkpoint cannot be written.
+    """
+
+    def __init__(
+        self,
+        ckpt_dir: str,
+        resume: bool | str,
+        interval: int,
+        objects: Mapping[str, Any],
+        evaluator: Engine,
+        settings: Mapping[str, Any],
+        data: Mapping[str, Sequence[Mapping[str, Any]]],
+    ) -> None:
+        if interval < 1:
+            raise InputError(f"checkpoint_interval should be at least 1 epoch, got {interval}.")
+        self.ckpt_dir = Path(ckpt_dir)
+        self.resume = flag("resume", resume, "auto")
+        self.interval = interval
+        self.objects = objects
+        self.evaluator = evaluator
+        self.settings = settings
+        self.data = data
+        self.own: list[Path] = []  # the checkpoints of this run, and the one it goes on from
+        self.random_state: Mapping[str, Any] | None = None
+        self.asked_to_end: int | None = None
+        self.previous_handlers: dict[int, Any] = {}
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self.started)
+        engine.add_event_handler(Events.ITERATION_STARTED, self.iteration_started)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
+        engine.add_event_handler(Events.COMPLETED, self.restore_signals)
+
+    def started(self, engine: Any) -> None:
+        check_writable(self.ckpt_dir, "ckpt_dir")
+        if idist.get_rank() == 0:
+            for unfinished in self.ckpt_dir.glob(".[0-9]*.*.pt"):
+                unfinished.unlink()
+        if self.resume:
+            self.take_up(engine)
+        loader, iteration = engine.data_loader, engine.state.iteration
+        loader.sampler.start_at(iteration // len(loader), iteration % len(loader) * loader.batch_size)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.previous_handlers[number] = signal.signal(number, self.asked)
+
+    def asked(self, number: int, _: Any) -> None:
+        if number == signal.SIGINT and self.asked_to_end == number:
+            raise KeyboardInterrupt
+        self.asked_to_end = number
+
+    def restore_signals(self, _: Engine) -> None:
+        for number, handler in self.previous_handlers.items():
+            signal.signal(number, handler)
+
+    def iteration_started(self, _: Engine) -> None:
+        # Here and not at the start: making the data loader's iterator may draw random numbers.
+        if self.random_state is not None:
+            set_random_state(self.random_state)
+            self.random_state = None
+
+    def iteration_completed(self, engine: Any) -> None:
+        # The last step of an epoch belongs with its validation.
+        if self.asked_to_end is not None and engine.state.iteration % engine.state.epoch_length:
+            self.end(engine)
+
+    def epoch_completed(self, engine: Any) -> None:
+        if self.asked_to_end is not None:
+            self.end(engine)
+        if engine.state.epoch % self.interval == 0 or engine.state.epoch == engine.state.max_epochs:
+            self.save(engine)
+
+    def end(self, engine: Any) -> None:
+        self.save(engine)
+        if idist.get_rank() == 0:
+            logger.info(f"Asked to end: saved {self.own[-1]}, go on from there by --resume true.")
+        sys.exit(128 + int(self.asked_to_end or 0))
+
+    def found(self) -> list[Path]:
+        """The checkpoints that are there, the newest first."""
+        paths = self.ckpt_dir.glob("checkpoint_iteration=*.pt")
+        return sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+    def save(self, engine: Any) -> None:
+        if idist.get_rank() != 0:
+            return
+        state = {name: each.state_dict() for name, each in self.objects.items()}
+        if engine.scaler is not None:
+            state["scaler"] = engine.scaler.state_dict()
+        state["trainer"] = {"iteration": engine.state.iteration, "epoch_length": engine.state.epoch_length}
+        state["best"] = {name: getattr(self.evaluator.state, name) for name in ("best_metric", "best_metric_epoch")}
+        state["random"] = random_state()
+        state["of"] = self.identity()
+        path = self.ckpt_dir / f"checkpoint_iteration={engine.state.iteration}.pt"
+        write_state(state, path)
+        self.own = [*(other for other in self.own if other != path), path][-2:]
+        for other in self.found():
+            if other not in self.own:
+                other.unlink()
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this training from others, as it can stand in a checkpoint."""
+        cases = {name: case_ids(items) for name, items in self.data.items()}
+        return {"settings": {name: plain(value) for name, value in self.settings.items()}, "cases": cases}
+
+    def take_up(self, engine: Any) -> None:
+        found = self.found()
+        if not found:
+            if self.resume == "auto":
+                return
+            raise InputError(f"resume needs a checkpoint_iteration=*.pt in {self.ckpt_dir}, there is none.")
+        for path in found:
+            try:
+                state = read_state(path)
+                break
+            except InputError as error:
+                if path == found[-1]:
+                    raise
+                logger.warning(f"{error} Goes on from the one before.")
+        self.check(path, state, engine)
+        for name, each in self.objects.items():
+            each.load_state_dict(state[name])
+        if engine.scaler is not None and "scaler" in state:
+            engine.scaler.load_state_dict(state["scaler"])
+        engine.state.iteration = state["trainer"]["iteration"]
+        engine.state.epoch = engine.state.iteration // engine.state.epoch_length
+        for name, value in state["best"].items():
+            setattr(self.evaluator.state, name, value)
+        self.own = [path]
+        if idist.get_rank() == 0:  # whose numbers they are; the other processes draw others
+            self.random_state = state["random"]
+            logger.info(f"Goes on from {path}, after {engine.state.iteration} steps.")
+
+    def check(self, path: Path, state: Mapping[str, Any], engine: Any) -> None:
+        """Refuses the state of another training.
+
+        Raises:
+            InputError: naming the first difference.
+        """
+        there, here = state["of"], self.identity()
+        advice = "resume with the same, or take another ckpt_dir"
+        for name, value in here["settings"].items():
+            if there["settings"].get(name) != value:
+                raise InputError(
+                    f"The checkpoint {path} is of a training with {name} {there['settings'].get(name)}, this one has "
+                    f"{value}: {advice}."
+                )
+        for name, cases in here["cases"].items():
+            different = sorted(set(cases) ^ set(there["cases"][name]))
+            if different:
+                which = "is new in this one" if different[0] in cases else "is not in this one"
+                raise InputError(
+                    f"The checkpoint {path} is of a training with other {name} cases, {different[0]} {which}: {advice}."
+                )
+        network, saved = self.objects["network"], state["network"]
+        for key, tensor in network.state_dict().items():
+            if key not in saved or saved[key].shape != tensor.shape:
+                was = list(saved[key].shape) if key in saved else "not there"
+                raise InputError(
+                    f"The checkpoint {path} is of another network, {key} is {was} in it and "
+                    f"{list(tensor.shape)} in this one: {advice}."
+                )
+        for key in saved.keys() - network.state_dict().keys():
+            raise InputError(
+                f"The checkpoint {path} is of another network, {key} is {list(saved[key].shape)} in it and not there "
+                f"in this one: {advice}."
+            )
+        length = state["trainer"]["epoch_length"]
+        if length != engine.state.epoch_length:
+            raise InputError(
+                f"The checkpoint {path} is of a training with {length} steps an epoch, this one has "
+                f"{engine.state.epoch_length}: {advice}, on as many processes."
+            )
+
+
+def plain(value: Any) -> Any:
+    """A setting as text, so that a checkpoint holds no objects: 0.3, a list of names, a device."""
+    return value if isinstance(value, bool | int | float | str | None) else str(value)
+
+
+def random_state() -> dict[str, Any]:
+    """The states of Python, NumPy and torch, as ``torch.load`` reads them without unpickling objects."""
+    numpy: Any = np.random.get_state(legacy=False)  # noqa: NPY002 - the state that transforms of others may use
+    key = torch.from_numpy(numpy["state"]["key"].astype(np.int64))
+    return {
+        "python": random.getstate(),
+        "numpy": {**numpy, "state": {**numpy["state"], "key": key}},
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all(),
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    random.setstate(state["python"])
+    numpy = state["numpy"]
+    key = numpy["state"]["key"].numpy().astype(np.uint32)
+    np.random.set_state({**numpy, "state": {**numpy["state"], "key": key}})  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
