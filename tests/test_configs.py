@@ -127,3 +127,40 @@ def test_regions_are_segmented_as_they_are_trained():
     training, inference = load("regions.json"), load("regions_inference.json")
     for key in ("regions", "network_def#out_channels", "discretize"):
         assert training[key] == inference[key], key
+
+
+def strings(content: object) -> list[str]:
+    if isinstance(content, dict):
+        return [text for value in content.values() for text in strings(value)]
+    if isinstance(content, list):
+        return [text for value in content for text in strings(value)]
+    return [content] if isinstance(content, str) else []
+
+
+def targets(content: object) -> list[str]:
+    if isinstance(content, dict):
+        own = [content["_target_"]] if "_target_" in content else []
+        return own + [target for value in content.values() for target in targets(value)]
+    return [target for value in content for target in targets(value)] if isinstance(content, list) else []
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.json")), ids=lambda path: path.stem)
+def test_what_docs_security_says_of_the_configs(path):
+    """Expressions compute and call run(); they open no file, no process and no connection."""
+    content = json.loads(path.read_text())
+    allowed = {"logging", "os", "sys", "monai", "torch", "torch.distributed", "torch_tensorrt", "ignite.distributed"}
+    for expression in (text for text in strings(content) if text.startswith("$")):
+        imported = re.match(r"\$import ([\w.]+)", expression)
+        assert imported is None or imported.group(1) in allowed
+        assert not re.search(r"\b(open|exec|eval|compile|__import__|system|popen|load|subprocess|lambda)\b", expression)
+    for target in targets(content):
+        assert "." not in target or target.split(".")[0] in {"monai", "torch", "scripts"}
+
+
+def test_nothing_unpickles():
+    for path in (CONFIGS.parent / "scripts").rglob("*.py"):
+        source = path.read_text()
+        assert not re.search(r"^\s*(import|from) (pickle|dill|joblib|cloudpickle|marshal|shelve)", source, re.MULTILINE)
+        for call in re.findall(r"torch\.load\(.*", source):
+            assert "weights_only=True" in call
+        assert "allow_pickle=True" not in source
