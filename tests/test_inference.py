@@ -54,6 +54,22 @@ def test_good_cases_alone(tmp_path):
     assert done == [1, 2]
 
 
+class Refuses(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.max() == 2:
+            raise InputError("It is too large.")
+        return x
+
+
+def test_a_case_that_the_network_cannot_take_is_one_of_the_bad(tmp_path):
+    done = []
+    runner = evaluator([1.0, 2.0, 3.0], done, tmp_path)
+    runner.network = Refuses()
+    with pytest.raises(InputError, match=r"^1 of 3 cases failed.\nCase 2: It is too large.$"):
+        runner.run()
+    assert done == [1, 3]
+
+
 def test_faults_are_those_of_the_last_run(tmp_path):
     done = []
     runner = evaluator([-1.0], done, tmp_path)
@@ -174,6 +190,29 @@ def test_as_few_windows_as_cover_the_image(size, windows):
     inferer = AdaptiveInferer(roi_size=(16, 16, 16), stretch=1.5, overlap=0.5)
     torch.testing.assert_close(inferer(image, network), 2 * image)
     assert network.seen == windows
+
+
+@pytest.mark.parametrize(
+    ("free", "windows"),
+    # 24^3 voxels of 750 bytes and 60 for each of the image's: 11,197,440; 16^3: 3,901,440
+    [(None, [(24, 24, 24)]), (11_197_440, [(24, 24, 24)]), (11_197_439, [(16, 16, 16)] * 8)],
+)
+def test_smaller_windows_where_memory_is_short(free, windows, monkeypatch, caplog):
+    monkeypatch.setattr("scripts.inference.free_memory", lambda: free)
+    network, image = Recorder(), torch.rand(1, 2, 24, 24, 24)
+    inferer = AdaptiveInferer(roi_size=(16, 16, 16), stretch=1.5, overlap=0.5)
+    torch.testing.assert_close(inferer(image, network), 2 * image)
+    assert network.seen == windows
+    assert ("goes on with windows of roi_size [16, 16, 16]" in caplog.text) == (len(windows) > 1)
+
+
+def test_an_image_that_memory_does_not_hold_is_refused_before(monkeypatch):
+    monkeypatch.setattr("scripts.inference.free_memory", lambda: 3_901_439)
+    network = Recorder()
+    inferer = AdaptiveInferer(roi_size=(16, 16, 16), stretch=1.5, overlap=0.5)
+    with pytest.raises(InputError, match=r"windows of roi_size \[16, 16, 16\] needs about 0.0 GiB"):
+        inferer(torch.rand(1, 2, 24, 24, 24), network)
+    assert network.seen == []
 
 
 @pytest.mark.parametrize(("size", "roi", "step"), [(145, 128, 17), (171, 128, 43), (300, 128, 58), (41, 16, 7)])

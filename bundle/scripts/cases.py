@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from glob import escape
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .errors import InputError
 
-__all__ = ["Case", "case_of", "find_cases", "list_cases"]
+__all__ = ["Case", "case_of", "cases_of_batch", "find_cases", "list_cases"]
 
 NIFTI_EXTENSIONS = (".nii.gz", ".nii")
 
@@ -222,6 +222,11 @@ def case_of(path: str | Path) -> Case:
     )  # thousands of files in nnU-Net's folders
     siblings = [entry for folder in folders for entry in folder.glob(pattern) if is_of(entry, name)]
     return group(siblings)[0] if siblings else Case(name.case_id, name.folder)
+
+
+def cases_of_batch(batch: Mapping[str, Any]) -> list[str]:
+    """The cases of a batch, sorted: as its entries name them, else as the loader did."""
+    return sorted(set(batch["case_id"] if "case_id" in batch else batch["image"].meta["case_id"]))
 
 
 def folder_of(path: str | Path) -> Path:

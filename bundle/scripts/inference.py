@@ -18,9 +18,10 @@ from monai.data import Dataset, NibabelWriter
 from monai.engines import SupervisedEvaluator
 from monai.inferers import SlidingWindowInfererAdapt
 
-from .cases import case_of
+from .cases import case_of, cases_of_batch
 from .errors import InputError, flag, one_sentence
 from .files import check_writable, whole_file
+from .memory import free_memory, gib
 from .networks.missu import STRIDE
 
 __all__ = ["AdaptiveInferer", "AtomicNibabelWriter", "CaseDataset", "CaseEvaluator", "fewest_windows"]
@@ -28,6 +29,9 @@ __all__ = ["AdaptiveInferer", "AtomicNibabelWriter", "CaseDataset", "CaseEvaluat
 logger = logging.getLogger(__name__)
 
 FAULT = "fault"
+# A forward of the default network takes so much for each voxel of its window, and stitching for each of the image:
+# measured as peak memory of 64^3 to 144 x 184 x 144, float32, on a CPU.
+BYTES_PER_VOXEL, BYTES_PER_IMAGE_VOXEL = 750, 60
 
 
 class CaseDataset(Dataset):
@@ -103,7 +107,11 @@ class CaseEvaluator(SupervisedEvaluator):
         if FAULT in batchdata:
             self.faults += batchdata[FAULT]
             return []
-        output = super()._iteration(engine, batchdata)
+        try:
+            output = super()._iteration(engine, batchdata)
+        except InputError as error:
+            self.faults.append(f"Case {', '.join(cases_of_batch(batchdata))}: {error}")
+            return []
         self.num_done += 1
         return output
 
@@ -136,7 +144,8 @@ class AdaptiveInferer(SlidingWindowInfererAdapt):
     Gaussian weights.
 
     Where a GPU has no room for the whole image, MONAI's class puts the windows together on the CPU; where it has none
-    for such a window, this one goes on with windows of ``roi_size``, and says so.
+    for such a window, this one goes on with windows of ``roi_size``, and says so. On a CPU, where the system ends a
+    process that takes too much, the need is estimated before.
 
     Args:
         roi_size: the crop that the network was trained on.
@@ -146,7 +155,7 @@ class AdaptiveInferer(SlidingWindowInfererAdapt):
 
     Raises:
         ValueError: when ``stretch`` is below 1, or ``overlap`` not in [0, 1).
-        InputError: by a call, when one window of ``roi_size`` alone is too much.
+        InputError: by a call, when one window of ``roi_size`` alone is too much for the memory.
     """
 
     def __init__(self, roi_size: Sequence[int], stretch: float, overlap: float, progress: bool = False) -> None:
@@ -168,8 +177,31 @@ class AdaptiveInferer(SlidingWindowInfererAdapt):
         # MONAI rounds the step down: the half keeps it from falling short of a voxel.
         self.overlap = tuple(max(0.0, 1 - (step + 0.5) / side) for side, step in axes)
 
+    def make_room(self, image_size: Sequence[int]) -> None:
+        """Takes smaller windows where memory is short."""
+        free = free_memory()
+        window: tuple[int, ...] = tuple(self.roi_size)  # type: ignore[arg-type]
+        need = BYTES_PER_VOXEL * math.prod(window) + BYTES_PER_IMAGE_VOXEL * math.prod(image_size)
+        if free is None or need <= free:
+            return
+        if window != self.crop:
+            logger.warning(
+                f"Windows of {list(window)} need about {gib(need)} of memory, {gib(free)} are free: goes on with "
+                f"windows of roi_size {list(self.crop)}."
+            )
+            self.stretch = 1.0
+            self.place(image_size)
+            self.make_room(image_size)
+            return
+        raise InputError(
+            f"An image of {list(image_size)} voxels in windows of roi_size {list(self.crop)} needs about {gib(need)} "
+            f"of memory, {gib(free)} are free: close other programs, or take another machine."
+        )
+
     def __call__(self, inputs: torch.Tensor, network: Callable, *args: Any, **kwargs: Any) -> Any:
         self.place(inputs.shape[2:])
+        if inputs.device.type == "cpu":
+            self.make_room(inputs.shape[2:])
         try:
             return super().__call__(inputs, network, *args, **kwargs)
         except torch.OutOfMemoryError as error:

@@ -11,6 +11,7 @@ from ignite.engine import Engine
 from monai.engines import IterationEvents
 from torch import nn
 
+from .cases import cases_of_batch
 from .errors import InputError
 from .networks.self_distillation import SelfDistillationOutput
 
@@ -96,8 +97,7 @@ class FiniteLoss:
     def __call__(self, engine: Any) -> None:
         loss = engine.state.output["loss"]
         if not torch.isfinite(loss):
-            batch = engine.state.batch
-            cases = sorted(set(batch.get("case_id") or batch["image"].meta["case_id"]))
+            cases = cases_of_batch(engine.state.batch)
             raise InputError(
                 f"The loss should be finite, it is {loss.item()} in step {engine.state.iteration}, with the cases "
                 f"{', '.join(cases)}: look at these, or take a smaller learning_rate; no weights were saved since."
