@@ -27,7 +27,7 @@ def client(name: str, seed: int, folder: Path) -> MonaiAlgo:
     options |= {f"network_def#{key}": value for key, value in TINY.items()}
     algo = MonaiAlgo(
         bundle_root=str(BUNDLE),
-        local_epochs=8,
+        local_epochs=16,
         send_weight_diff=False,
         train_kwargs=dict(options),
         eval_kwargs=dict(options),
