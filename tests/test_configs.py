@@ -152,7 +152,8 @@ def test_what_docs_security_says_of_the_configs(path):
     for expression in (text for text in strings(content) if text.startswith("$")):
         imported = re.match(r"\$import ([\w.]+)", expression)
         assert imported is None or imported.group(1) in allowed
-        assert not re.search(r"\b(open|exec|eval|compile|__import__|system|popen|load|run_path)\(|subprocess|lambda", expression)
+        calls = re.findall(r"(\w+)\(", expression)
+        assert not {"open", "exec", "eval", "compile", "__import__", "system", "popen", "load", "getattr"} & set(calls)
     for target in targets(content):
         assert "." not in target or target.split(".")[0] in {"monai", "torch", "scripts"}
 
