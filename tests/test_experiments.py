@@ -32,7 +32,7 @@ def write_spec(folder: Path, **changes: object) -> Path:
         "iterations": 2,
         "seeds": [0, 1],
         "base": "plain",
-        "variants": {"plain": {"self_distillation": "@network"}, "taught": {"detach_teacher": True}},
+        "variants": {"plain": {}, "taught": {"distillation_weight": 0.3, "detach_teacher": True}},
         **changes,
     }
     path = folder / "tiny.json"
@@ -107,7 +107,7 @@ def hippocampi(tmp_path) -> Path:
 
 def test_runs_once_and_goes_on(tmp_path, hippocampi):
     small = {"network_def#" + name: value for name, value in TINY.items()} | {"roi_size": [16, 16, 16]}
-    variants = {"plain": {"self_distillation": "@network", **small}, "taught": {"detach_teacher": True, **small}}
+    variants = {"plain": small, "taught": {"distillation_weight": 0.3, "detach_teacher": True, **small}}
     experiment = write_spec(tmp_path, variants=variants, seeds=[0])
     # A copy, so that the runs of this test are not found beside those of the project.
     script = tmp_path / "project" / "experiments" / "run.py"

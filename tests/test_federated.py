@@ -17,7 +17,14 @@ pytestmark = pytest.mark.clients
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
 TINY = {"init_filters": 8, "hidden_size": 16, "mlp_dim": 16, "num_layers": 1, "num_heads": 2}
-KNOBS = {"roi_size": [32, 32, 32], "batch_size": 2, "learning_rate": 0.003, "cache_rate": 1.0, "num_workers": 0}
+KNOBS = {
+    "roi_size": [32, 32, 32],
+    "batch_size": 2,
+    "learning_rate": 0.003,
+    "cache_rate": 1.0,
+    "distillation_weight": 0.3,
+    "num_workers": 0,
+}
 
 
 def client(name: str, seed: int, folder: Path) -> MonaiAlgo:

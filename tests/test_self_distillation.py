@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from scripts.losses import MISSULoss
-from scripts.networks import SelfDistillation
+from scripts.networks import SelfDistillation, training_network
 
 BOTH = pytest.mark.parametrize("detach_teacher", [False, True], ids=["literal", "detached"])
 
@@ -102,3 +102,10 @@ def test_the_detached_teacher_learns_from_the_segmentation(tiny_network, image):
     output = wrapper(image)
     CrossEntropy()(output.teacher_logits, torch.ones(2, 1, 16, 16, 16, dtype=torch.long)).backward()
     assert min(gradients(wrapper.fusion).values()) > 0
+
+
+def test_what_is_trained(tiny_network):
+    assert training_network(tiny_network, distillation_weight=0.0) is tiny_network
+    wrapper = training_network(tiny_network, distillation_weight=0.3, detach_teacher="true")
+    assert wrapper.network is tiny_network
+    assert wrapper.detach_teacher is True

@@ -46,7 +46,8 @@ def configs(*names: str) -> str:
 
 def training(phantoms: Path, output: Path, *more: str) -> list[str]:
     paths = ["--dataset_dir", str(phantoms), "--ckpt_dir", str(output / "models"), "--output_dir", str(output)]
-    return [*paths, *SMALL, "--max_epochs", "2", "--val_interval", "1", "--batch_size", "2", *more]
+    knobs = ["--max_epochs", "2", "--val_interval", "1", "--batch_size", "2", "--distillation_weight", "0.3"]
+    return [*paths, *SMALL, *knobs, *more]
 
 
 def small_weights() -> dict[str, torch.Tensor]:
@@ -129,10 +130,12 @@ def test_plain_run_trains_too_and_the_rate_decays_per_iteration(phantoms, tmp_pa
     # The rate after the last but one of 2 iterations of 1 epoch: (1 - 1/2)^0.9.
     probe = "--train#handlers#1#print_lr"
     arguments = training(phantoms, tmp_path, "--max_epochs", "1", "--learning_rate", "0.1", probe, "True")
+    arguments += ["--distillation_weight", "0"]
     result = run("--config_file", configs("train"), *arguments)
     assert result.returncode == 0, result.stderr
     rates = [line.split()[-1] for line in result.stdout.splitlines() if "Current learning rate" in line]
     assert [float(rate) for rate in rates] == pytest.approx([0.1 * 0.5**0.9, 0.0])
+    assert "distillation_loss" not in result.stdout
 
 
 def segment(phantoms: Path, weights: Path, output: Path, *more: str) -> subprocess.CompletedProcess[str]:

@@ -3,6 +3,6 @@ from __future__ import annotations
 from .ensemble import Ensemble, Mirrored
 from .fusion import MultiScaleFusion
 from .missu import MISSU
-from .self_distillation import SelfDistillation
+from .self_distillation import SelfDistillation, training_network
 
-__all__ = ["MISSU", "Ensemble", "Mirrored", "MultiScaleFusion", "SelfDistillation"]
+__all__ = ["MISSU", "Ensemble", "Mirrored", "MultiScaleFusion", "SelfDistillation", "training_network"]

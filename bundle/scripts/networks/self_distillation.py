@@ -11,7 +11,7 @@ from ..errors import flag
 from .fusion import MultiScaleFusion
 from .missu import MISSU
 
-__all__ = ["SelfDistillation", "SelfDistillationOutput"]
+__all__ = ["SelfDistillation", "SelfDistillationOutput", "training_network"]
 
 
 class SelfDistillationOutput(NamedTuple):
@@ -38,7 +38,7 @@ class SelfDistillation(nn.Module):
             on B1..B3 as skips.
     """
 
-    def __init__(self, network: MISSU, detach_teacher: bool = False) -> None:
+    def __init__(self, network: MISSU, detach_teacher: bool | str = False) -> None:
         super().__init__()
         self.network = network
         self.fusion = MultiScaleFusion(network.feature_channels[:-1])
@@ -56,3 +56,16 @@ class SelfDistillation(nn.Module):
         teacher_logits = self.network.decode(bottleneck, teachers)
         # A teacher that the distillation loss could move would come down to the student.
         return SelfDistillationOutput(logits, students, [teacher.detach() for teacher in teachers], teacher_logits)
+
+
+def training_network(
+    network: MISSU, distillation_weight: float, detach_teacher: bool | str = False
+) -> MISSU | SelfDistillation:
+    """What is trained: the network within :class:`SelfDistillation`, or itself where nothing is distilled.
+
+    Args:
+        network: the network that is kept after training.
+        distillation_weight: lambda (Eq. 6); at 0 the fusion block is not made, and a step pays nothing for it.
+        detach_teacher: as for :class:`SelfDistillation`.
+    """
+    return SelfDistillation(network, detach_teacher) if distillation_weight else network
