@@ -190,6 +190,7 @@ def plot(
     right.axvline(0, color="grey", linewidth=0.8)
     right.set_xlabel(f"difference to {base}, 95 % interval")
     for axes in (left, right):
+        axes.locator_params(axis="x", nbins=5)
         axes.spines[["top", "right"]].set_visible(False)
     with whole_file(path) as temporary:
         FigureCanvasAgg(figure).print_png(temporary)
