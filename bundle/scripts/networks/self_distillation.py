@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from .fusion import MultiScaleFusion
 from .missu import MISSU
@@ -25,6 +26,13 @@ class SelfDistillationOutput(NamedTuple):
     teacher_logits: torch.Tensor | None
 
 
+class Recomputed(nn.Sequential):
+    """A sequence whose activations are computed again in the backward pass, instead of kept until then."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return checkpoint(super().forward, x, use_reentrant=False)
+
+
 class SelfDistillation(nn.Module):
     """Runs a plain MISSU and, beside it, the multi-scale fusion of its skips: students A1..A3, teachers B1..B3.
 
@@ -35,21 +43,26 @@ class SelfDistillation(nn.Module):
         detach_teacher: ``False`` is the paper's Algorithm 1: the distillation loss moves A and B towards each other.
             ``True`` stops its gradient at B; the teacher then learns from the segmentation, by the same decoder run
             on B1..B3 as skips.
+        checkpointing: whether the branches of the fusion are computed twice instead of kept in memory.
     """
 
-    def __init__(self, network: MISSU, detach_teacher: bool = False) -> None:
+    def __init__(self, network: MISSU, detach_teacher: bool = False, checkpointing: bool = False) -> None:
         super().__init__()
         self.network = network
         self.fusion = MultiScaleFusion(network.feature_channels[:-1])
+        if checkpointing:
+            for stage in self.fusion.branches:
+                stage.branches = nn.ModuleList(Recomputed(*branch) for branch in stage.branches)
         self.detach_teacher = detach_teacher
 
     def forward(self, x: torch.Tensor) -> SelfDistillationOutput:
         """Takes an image (B, C, H, W, D)."""
         features = self.network.encode(x)
         students = features[:-1]
+        # First, so that backward comes to it last, when the decoder's activations are gone.
+        teachers = self.fusion(students)
         bottleneck = self.network.bottleneck(features[-1])
         logits = self.network.decode(bottleneck, students)
-        teachers = self.fusion(students)
         if not self.detach_teacher:
             return SelfDistillationOutput(logits, students, teachers, None)
         teacher_logits = self.network.decode(bottleneck, teachers)
