@@ -34,7 +34,7 @@ from scripts.files import whole_file
 from scripts.phantom import write_phantoms
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
 PACKAGES = ("torch", "monai", "numpy", "nnunetv2")
@@ -190,7 +190,9 @@ def plot(results: dict[str, Any], path: Path) -> None:
             xscale="log",
             xlabel="seconds",
             ylabel="peak memory, GB",
-            title={"forward_128": "One forward at 4 x 128 x 128 x 128", "case": "A whole case of 240 x 240 x 155"}[part],
+            title={"forward_128": "One forward at 4 x 128 x 128 x 128", "case": "A whole case of 240 x 240 x 155"}[
+                part
+            ],
         )
     figure.tight_layout()
     with whole_file(path) as temporary:

@@ -51,8 +51,9 @@ class SelfDistillation(nn.Module):
         self.network = network
         self.fusion = MultiScaleFusion(network.feature_channels[:-1])
         if checkpointing:
-            for stage in self.fusion.branches:
-                stage.branches = nn.ModuleList(Recomputed(*branch) for branch in stage.branches)
+            for name, module in list(self.fusion.named_modules()):
+                if isinstance(module, nn.Sequential):  # a branch
+                    self.fusion.set_submodule(name, Recomputed(*module))
         self.detach_teacher = detach_teacher
 
     def forward(self, x: torch.Tensor) -> SelfDistillationOutput:
