@@ -3,6 +3,7 @@
 # make lint   the style and type checks
 # make test-slow   the experiments at a tenth of their budget: half an hour, needs MISSU_DATA
 # make test-clients   MONAI Label, exports, federated learning: installs an environment of gigabytes first
+# make bench          speed and memory beside other networks and nnU-Net, on a CPU; installs an environment of its own first
 # make package        dist/<name>_v<version>.zip of the bundle with its weights; WEIGHTS=none: without
 
 PYTHON ?= $(or $(shell command -v python3.11),python3)
@@ -12,7 +13,7 @@ BIN := $(abspath $(VENV)/bin)
 RUN := cd bundle && $(BIN)/python -m
 DEMO := bundle/demo
 
-.PHONY: demo test test-slow test-clients package lint clean
+.PHONY: demo test test-slow test-clients bench package lint clean
 .DELETE_ON_ERROR:
 
 $(VENV)/installed: requirements.txt
@@ -44,6 +45,14 @@ $(VENV)/clients: $(VENV)/installed requirements-exports.txt
 	$(BIN)/pip install --quiet --requirement requirements-exports.txt
 	touch $@
 
+bench: $(VENV)-bench/installed
+	PYTHONPATH=bundle:benchmarks $(VENV)-bench/bin/python -W ignore benchmarks/bench.py --output_dir benchmarks/results
+
+$(VENV)-bench/installed: requirements.txt benchmarks/requirements.txt
+	$(PYTHON) -m venv $(VENV)-bench
+	$(VENV)-bench/bin/pip install --quiet --requirement requirements.txt --requirement benchmarks/requirements.txt
+	touch $@
+
 package: $(VENV)/installed
 	$(BIN)/python tools/package.py --weights $(WEIGHTS)
 
@@ -53,4 +62,4 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(DEMO)
+	rm -rf $(VENV) $(VENV)-bench $(DEMO)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from itertools import product
 from pathlib import Path
 
 import nibabel as nib
@@ -16,7 +17,14 @@ from torch import nn
 
 from scripts.errors import InputError
 from scripts.files import whole_file
-from scripts.inference import AdaptiveInferer, AtomicNibabelWriter, CaseDataset, CaseEvaluator, fewest_windows
+from scripts.inference import (
+    AdaptiveInferer,
+    AtomicNibabelWriter,
+    CaseDataset,
+    CaseEvaluator,
+    WindowStatistics,
+    fewest_windows,
+)
 
 
 def read_case(value: float) -> torch.Tensor:
@@ -161,8 +169,9 @@ def test_sigterm_ends_in_order(tmp_path):
 class Recorder(nn.Module):
     """Doubles the image, notes the sizes of the windows, and has memory for so many voxels."""
 
-    def __init__(self, room: float = float("inf")) -> None:
+    def __init__(self, room: float = float("inf"), norm: bool = True) -> None:
         super().__init__()
+        self.norm = nn.GroupNorm(1, 1) if norm else nn.Identity()  # not called
         self.room = room
         self.seen: list[tuple[int, ...]] = []
 
@@ -219,6 +228,65 @@ def test_an_image_that_memory_does_not_hold_is_refused_before(monkeypatch):
 def test_windows_of_the_training_are_evenly_placed(size, roi, step):
     """As many as with MONAI's fixed step of half a window: 2, 2, 4 and 5."""
     assert fewest_windows(size, roi, stretch=1, overlap=0.5) == (roi, step)
+
+
+def test_a_network_without_norms_gets_windows_of_the_training():
+    for network in (Recorder(norm=False), Recorder(norm=False).forward):
+        inferer = AdaptiveInferer(roi_size=(16, 16, 16), stretch=1.5, overlap=0)
+        image = torch.rand(1, 1, 24, 16, 16)
+        torch.testing.assert_close(inferer(image, network), 2 * image)
+        assert getattr(network, "__self__", network).seen == [(16, 16, 16)] * 2
+
+
+class TestWindowStatistics:
+    @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+    def test_norms_of_a_large_window(self, layout):
+        """An image of 20 x 13 x 8 in a window of 24 x 16 x 8, crops of 16 x 8 x 8, at full and at half resolution.
+
+        H: crops of 16 at 2 and 6. W: 13 voxels from 1 on, crops of 8 at 1, 3 (2.5 is rounded to even) and 6. D: one.
+        """
+        torch.manual_seed(0)
+        norm, half = nn.GroupNorm(3, 3), nn.GroupNorm(2, 2)
+        nn.init.uniform_(norm.weight)
+        nn.init.uniform_(norm.bias)
+        image = torch.randn(1, 3, 24, 16, 8).to(memory_format=layout)
+        smaller = torch.randn(1, 2, 12, 8, 4)
+        plain = norm(image)
+        with WindowStatistics([norm, half], (20, 13, 8), (24, 16, 8), (16, 8, 8)):
+            result, half_result = norm(image), half(smaller)
+        torch.testing.assert_close(norm(image), plain)
+
+        def expected(x, norm, starts, side):
+            total = weight = 0
+            for i, j in product(*starts):
+                crop = x[0, :, i : i + side[0], j : j + side[1], : side[2]].flatten(1)
+                mean, variance = (value.view(-1, 1, 1, 1) for value in (crop.mean(1), crop.var(1, correction=0)))
+                normalized = (x[0] - mean) / (variance + norm.eps).sqrt()
+                h, w = (
+                    torch.exp(-(((torch.arange(n) + 0.5 - start - length / 2) / (length / 8)) ** 2) / 2)
+                    for n, start, length in zip(x.shape[2:4], (i, j), side)
+                )
+                gaussian = h[:, None, None] * w[None, :, None]
+                total, weight = total + gaussian * normalized, weight + gaussian
+            shape = (-1, 1, 1, 1)
+            return (total / weight * norm.weight.view(shape) + norm.bias.view(shape))[None]
+
+        torch.testing.assert_close(result, expected(image, norm, ((2, 6), (1, 3, 6)), (16, 8, 8)))
+        assert half_result.shape == smaller.shape
+
+    def test_a_window_of_the_training_has_its_own_statistics(self):
+        norm, image = nn.GroupNorm(2, 2), torch.randn(1, 2, 8, 8, 8)
+        with WindowStatistics([norm], (7, 8, 5), (8, 8, 8), (8, 8, 8)):
+            result = norm(image)
+        torch.testing.assert_close(result, norm(image))
+
+    def test_a_large_image_as_its_windows_see_it(self):
+        """Two halves that look alike: what a norm makes of each is what it makes of one alone, but in one pass."""
+        norm, half = nn.GroupNorm(2, 2), torch.randn(1, 2, 16, 8, 8)
+        norms = nn.Sequential(norm)
+        image = torch.cat([half, half.flip(2)], dim=2)
+        inferer = AdaptiveInferer(roi_size=(16, 8, 8), stretch=2, overlap=0)
+        torch.testing.assert_close(inferer(image, norms)[:, :, :4], norm(half)[:, :, :4], atol=2e-3, rtol=1e-2)
 
 
 def test_images_of_several_sizes_by_one_inferer():

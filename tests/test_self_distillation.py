@@ -109,3 +109,33 @@ def test_what_is_trained(tiny_network):
     wrapper = training_network(tiny_network, distillation_weight=0.3, detach_teacher="true")
     assert wrapper.network is tiny_network
     assert wrapper.detach_teacher is True
+
+
+def forward_counting_kept(module: nn.Module, image: torch.Tensor):
+    """The output, and how many numbers are kept for the backward pass."""
+    kept = []
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        kept.append(x.numel())
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        output = module(image)
+    return output, sum(kept)
+
+
+@BOTH
+def test_checkpointing_changes_memory_alone(tiny_network, image, detach_teacher):
+    label = (image[:, :1] > 0.5).long()
+    results = {}
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        wrapper = SelfDistillation(copy.deepcopy(tiny_network), detach_teacher, checkpointing)
+        output, kept = forward_counting_kept(wrapper, image)
+        MISSULoss(CrossEntropy())(output, label).backward()
+        results[checkpointing] = wrapper.state_dict(), gradients(wrapper), kept
+    weights, plain, kept = results[False]
+    same_weights, checkpointed, kept_less = results[True]
+    assert list(weights) == list(same_weights)
+    assert checkpointed == pytest.approx(plain, rel=1e-4, abs=1e-7)
+    assert kept_less < 0.9 * kept

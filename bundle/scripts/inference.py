@@ -17,6 +17,7 @@ import torch
 from monai.data import Dataset, NibabelWriter
 from monai.engines import SupervisedEvaluator
 from monai.inferers import SlidingWindowInfererAdapt
+from torch import nn
 
 from .cases import case_of, cases_of_batch
 from .errors import InputError, flag, one_sentence
@@ -24,7 +25,14 @@ from .files import check_writable, whole_file
 from .memory import free_memory, gib
 from .networks.missu import STRIDE
 
-__all__ = ["AdaptiveInferer", "AtomicNibabelWriter", "CaseDataset", "CaseEvaluator", "fewest_windows"]
+__all__ = [
+    "AdaptiveInferer",
+    "AtomicNibabelWriter",
+    "CaseDataset",
+    "CaseEvaluator",
+    "WindowStatistics",
+    "fewest_windows",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -143,9 +151,13 @@ class AdaptiveInferer(SlidingWindowInfererAdapt):
     the memory whatever the image. An image within that is one window, padded with zeros. Windows are blended with
     Gaussian weights.
 
+    What a network makes of a larger window than the crops of its training hangs on its instance norms: there is more
+    air in it. So they take mean and variance from windows of ``roi_size`` (:class:`WindowStatistics`). A network whose
+    norms cannot be seen, such as an exported one, gets windows of ``roi_size``.
+
     Where a GPU has no room for the whole image, MONAI's class puts the windows together on the CPU; where it has none
-    for such a window, this one goes on with windows of ``roi_size``, and says so. On a CPU, where the system ends a
-    process that takes too much, the need is estimated before.
+    for a stretched window, this one goes on with windows of ``roi_size``, and says so. On a CPU, where the system ends
+    a process that takes too much, the need is estimated before.
 
     Args:
         roi_size: the crop that the network was trained on.
@@ -168,44 +180,46 @@ class AdaptiveInferer(SlidingWindowInfererAdapt):
         self.stretch = stretch
         self.least_overlap = overlap
 
-    def place(self, image_size: Sequence[int]) -> None:
-        """Chooses the window and its overlap for an image of this size."""
-        axes = [
-            fewest_windows(size, side, self.stretch, self.least_overlap) for size, side in zip(image_size, self.crop)
-        ]
+    def place(self, image_size: Sequence[int], stretch: float) -> tuple[int, ...]:
+        """Chooses the window, which it returns, and its overlap for an image of this size."""
+        axes = [fewest_windows(size, side, stretch, self.least_overlap) for size, side in zip(image_size, self.crop)]
         self.roi_size = tuple(side for side, _ in axes)
         # MONAI rounds the step down: the half keeps it from falling short of a voxel.
         self.overlap = tuple(max(0.0, 1 - (step + 0.5) / side) for side, step in axes)
+        return self.roi_size
 
-    def make_room(self, image_size: Sequence[int]) -> None:
-        """Takes smaller windows where memory is short."""
+    def make_room(self, image_size: Sequence[int]) -> tuple[int, ...]:
+        """The window for the memory that is free: that which was placed, or else that of the training."""
         free = free_memory()
         window: tuple[int, ...] = tuple(self.roi_size)  # type: ignore[arg-type]
         need = BYTES_PER_VOXEL * math.prod(window) + BYTES_PER_IMAGE_VOXEL * math.prod(image_size)
         if free is None or need <= free:
-            return
-        if window != self.crop:
-            logger.warning(
-                f"Windows of {list(window)} need about {gib(need)} of memory, {gib(free)} are free: goes on with "
-                f"windows of roi_size {list(self.crop)}."
+            return window
+        if window == self.crop:
+            raise InputError(
+                f"An image of {list(image_size)} voxels in windows of roi_size {list(self.crop)} needs about "
+                f"{gib(need)} of memory, {gib(free)} are free: close other programs, or take another machine."
             )
-            self.stretch = 1.0
-            self.place(image_size)
-            self.make_room(image_size)
-            return
-        raise InputError(
-            f"An image of {list(image_size)} voxels in windows of roi_size {list(self.crop)} needs about {gib(need)} "
-            f"of memory, {gib(free)} are free: close other programs, or take another machine."
+        logger.warning(
+            f"Windows of {list(window)} need about {gib(need)} of memory, {gib(free)} are free: goes on with windows "
+            f"of roi_size {list(self.crop)}."
         )
+        self.stretch = 1.0
+        self.place(image_size, self.stretch)
+        return self.make_room(image_size)
 
     def __call__(self, inputs: torch.Tensor, network: Callable, *args: Any, **kwargs: Any) -> Any:
-        self.place(inputs.shape[2:])
+        norms = [norm for norm in network.modules() if is_instance_norm(norm)] if isinstance(network, nn.Module) else []
+        window_size = self.place(inputs.shape[2:], self.stretch if norms else 1.0)
         if inputs.device.type == "cpu":
-            self.make_room(inputs.shape[2:])
+            window_size = self.make_room(inputs.shape[2:])
         try:
-            return super().__call__(inputs, network, *args, **kwargs)
+            if window_size == self.crop:
+                return super().__call__(inputs, network, *args, **kwargs)
+            with WindowStatistics(norms, inputs.shape[2:], window_size, self.crop):
+                return super().__call__(inputs, network, *args, **kwargs)
         except torch.OutOfMemoryError as error:
-            if self.roi_size == self.crop:
+            if window_size == self.crop:
                 raise InputError(
                     f"The device has no memory for one window of roi_size {list(self.crop)}: "
                     "train with a smaller roi_size, or take another device."
@@ -229,6 +243,85 @@ def fewest_windows(size: int, roi: int, stretch: float, overlap: float) -> tuple
     num_windows = max(1, math.ceil((size - shared) / (longest - shared)))
     side = max(roi, math.ceil((size + (num_windows - 1) * shared) / num_windows / STRIDE) * STRIDE)
     return side, side if num_windows == 1 else math.ceil((size - side) / (num_windows - 1))
+
+
+def is_instance_norm(module: nn.Module) -> bool:
+    """Whether it is a norm of MISSU: a group norm of one group per channel."""
+    return isinstance(module, nn.GroupNorm) and module.num_groups == module.num_channels
+
+
+class WindowStatistics:
+    """While it is entered, instance norms of a large window take their statistics from small ones in it.
+
+    The small windows have the size of ``crop``, overlap by half or more, and lie evenly on the image, such as a sliding
+    window would meet them one by one. A voxel is normalized by what they say, blended with Gaussian weights as
+    their results would be.
+
+    Args:
+        norms: the norms, of a network whose sides shrink by powers of 2; it is called without gradients, with one
+            image at a time.
+        image_size: sides of the image.
+        window_size: sides of the window that the network gets: the image and zeros around it, or a part of it.
+        crop: sides of the small windows.
+    """
+
+    def __init__(
+        self,
+        norms: Sequence[nn.Module],
+        image_size: Sequence[int],
+        window_size: Sequence[int],
+        crop: Sequence[int],
+    ) -> None:
+        self.norms = norms
+        self.window_size = window_size
+        self.crop = crop
+        self.starts = [small_windows(*sides) for sides in zip(image_size, window_size, crop)]
+
+    def __enter__(self) -> None:
+        self.hooks = [norm.register_forward_hook(self.normalize) for norm in self.norms]
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+    def averages(self, x: torch.Tensor) -> torch.Tensor:
+        """The means of (H, W, D, C) over each window: (C, windows on H, on W, on D)."""
+        for starts, side, crop in zip(self.starts, self.window_size, self.crop):
+            inside = torch.zeros(len(starts), side, device=x.device)
+            for row, start in zip(inside, starts):
+                row[start : start + crop] = 1 / crop
+            inside = inside.reshape(len(starts), len(x), -1).sum(2)  # the voxels of this stage
+            # (windows, H) x (H, W D C) -> (W, D, C, windows): the next axis comes first.
+            x = (inside @ x.reshape(len(x), -1)).reshape(-1, *x.shape[1:]).movedim(0, -1)
+        return x
+
+    def weights(self, axis: int, num_voxels: int, device: torch.device) -> torch.Tensor:
+        """Of each window for the voxels of an axis, (windows, voxels): Gaussians of the width that MONAI gives them."""
+        stride, crop = self.window_size[axis] / num_voxels, self.crop[axis]
+        voxels = (torch.arange(num_voxels, device=device) + 0.5) * stride
+        centers = torch.tensor(self.starts[axis], device=device)[:, None] + crop / 2
+        return torch.softmax(-(((voxels - centers) / (crop / 8)) ** 2) / 2, dim=0)
+
+    def normalize(self, norm: nn.GroupNorm, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        voxels, result = inputs[0][0].movedim(0, -1), output[0].movedim(0, -1)  # (H, W, D, C), as with channels last
+        wide = voxels.float()  # the square of a float16 leaves its range
+        mean = self.averages(wide)
+        variance = (self.averages(wide.square()) - mean.square()).clamp_min(0)
+        scale = norm.weight.view(-1, 1, 1, 1) * (variance + norm.eps).rsqrt()
+        shift = norm.bias.view(-1, 1, 1, 1) - mean * scale
+        h, w, d = (self.weights(axis, side, voxels.device) for axis, side in enumerate(voxels.shape[:3]))
+        scale, shift = (torch.einsum("cijk,jw,kd->iwdc", field, w, d) for field in (scale, shift))
+        for i in range(len(voxels)):  # slice by slice, in the memory of the output
+            slice_scale, slice_shift = (torch.tensordot(h[:, i], field, dims=1) for field in (scale, shift))
+            result[i] = torch.addcmul(slice_shift, voxels[i], slice_scale)
+        return output
+
+
+def small_windows(size: int, side: int, crop: int) -> list[int]:
+    """Where windows of ``crop`` start on an axis of ``size`` voxels that is padded or cut to ``side``."""
+    seen = max(min(size, side), crop)
+    first, steps = (side - seen) // 2, math.ceil(2 * (seen - crop) / crop)  # as MONAI pads
+    return [first + round(number * (seen - crop) / max(1, steps)) for number in range(steps + 1)]
 
 
 class AtomicNibabelWriter(NibabelWriter):

@@ -1,0 +1,221 @@
+"""All measurements of docs/performance.md, each in a process of its own, the candidates in turn: ``make bench``.
+
+python benchmarks/bench.py --output_dir benchmarks/results
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import nibabel as nib
+import numpy as np
+from case import CANDIDATES as CASES
+from case import MODALITIES
+from data import CANDIDATES as CACHES
+from forward import count
+from monai.transforms import ResizeWithPadOrCrop
+from networks import NETWORKS
+from step import CANDIDATES as STEPS
+
+from scripts.files import whole_file
+from scripts.phantom import write_phantoms
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+HERE = Path(__file__).parent
+PACKAGES = ("torch", "monai", "numpy", "nnunetv2")
+PHANTOM = (188, 216, 192)  # whose brain is as large as an adult's, about 140 x 172 x 136 mm
+VOLUME = (240, 240, 155)
+STEP_SIDE = 96
+ONCE = ("nnU-Net v2",)  # minutes long
+
+Rounds = dict[str, list[dict[str, Any]]]
+
+
+def run(script: str, *arguments: object) -> dict[str, Any]:
+    """One measurement in a process of its own: its line of JSON."""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", str(HERE / script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(HERE.parent / "bundle")},
+    )
+    if result.returncode:
+        raise SystemExit(f"{script} {arguments[0]} failed:\n{result.stderr}")
+    return json.loads(result.stdout.strip().splitlines()[-1])
+
+
+def interleaved(script: str, candidates: Sequence[str], rounds: int, *arguments: object) -> Rounds:
+    """Each candidate once, then each once more: what slows the machine for a while slows all of them."""
+    results: Rounds = defaultdict(list)
+    for number in range(rounds):
+        for name in candidates:
+            if number == 0 or name not in ONCE:
+                results[name].append(run(script, name, *arguments))
+                print(f"{script} {name} {' '.join(map(str, arguments))[-40:]}: {results[name][-1]}", flush=True)
+    return dict(results)
+
+
+def summary(rounds: Rounds, base: str) -> dict[str, dict[str, Any]]:
+    """Median and spread of the seconds, the ratio to the base, and the peak of the memory."""
+    table = {}
+    for name, measured in rounds.items():
+        taken = [one["seconds"] for one in measured]
+        table[name] = {
+            "seconds": statistics.median(taken),
+            "least": min(taken),
+            "most": max(taken),
+            "ratio": statistics.median(taken) / statistics.median(one["seconds"] for one in rounds[base]),
+            "peak_gb": max(one["peak_gb"] for one in measured),
+        }
+    return table
+
+
+def write_case(folder: Path) -> list[str]:
+    """A phantom's four files in the volume of BraTS, its brain as large as an adult's."""
+    write_phantoms(folder / "phantom", 1, PHANTOM)
+    [case] = (folder / "phantom").iterdir()
+    files = []
+    for name in MODALITIES:
+        [source] = case.glob(f"*_{name}.nii.gz")
+        image = nib.load(source)
+        volume = ResizeWithPadOrCrop(VOLUME)(np.asarray(image.dataobj)[None])[0].numpy()
+        files.append(str(folder / f"case_{name}.nii.gz"))
+        nib.save(nib.Nifti1Image(volume.astype(np.int16), image.affine), files[-1])
+    return files
+
+
+def machine() -> dict[str, Any]:
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    [model] = {
+        line.split(":")[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    } or [platform.processor()]
+    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version(), **versions}
+
+
+def measure(parts: Sequence[str], rounds: int, case_files: list[str] | None, folder: Path) -> dict[str, Any]:
+    results: dict[str, Any] = {"machine": machine()}
+    if "forward" in parts:
+        peaks = [run("forward.py", "machine", 0) for _ in range(rounds)]
+        gflops = {key: max(peak[key] for peak in peaks) for key in ("gemm", "conv")}
+        results["machine"]["gflops"] = gflops
+        for side in (64, 128):
+            measured = interleaved("forward.py", list(NETWORKS), rounds, side)
+            table = summary(measured, "MISSU")
+            for name, row in table.items():
+                row["gmac"] = count(name, side)
+                row["parameters_m"] = measured[name][0]["parameters"] / 1e6
+                row["share_of_gemm"] = 2 * row["gmac"] / row["seconds"] / gflops["gemm"]
+            results[f"forward_{side}"] = table
+    if "case" in parts:
+        files = case_files or write_case(folder)
+        measured = interleaved("case.py", list(CASES), rounds, *files, folder / "masks")
+        table = summary(measured, "MISSU")
+        for name, row in table.items():
+            phases = [one["phases"] for one in measured[name]]
+            row["phases"] = {key: statistics.median(one[key] for one in phases) for key in phases[0]}
+        results["case"] = table
+    if "step" in parts:
+        measured = interleaved("step.py", list(STEPS), rounds, STEP_SIDE)
+        results["step"] = summary(measured, "plain")
+        for name, row in results["step"].items():
+            row["grown_gb"] = max(one["grown_gb"] for one in measured[name])
+    if "data" in parts:
+        cases = folder / "cases"
+        write_phantoms(cases, 2, VOLUME)
+        results["data"] = summary(interleaved("data.py", list(CACHES), rounds, cases), "decompressed")
+    return results
+
+
+COLUMNS = {
+    "seconds": ("s", "{:.2f}"),
+    "least": ("least", "{:.2f}"),
+    "most": ("most", "{:.2f}"),
+    "ratio": ("ratio", "{:.2f}"),
+    "peak_gb": ("GB", "{:.2f}"),
+    "gmac": ("GMAC", "{:.0f}"),
+    "parameters_m": ("M parameters", "{:.1f}"),
+    "share_of_gemm": ("of the peak", "{:.0%}"),
+    "grown_gb": ("grown, GB", "{:.2f}"),
+}
+
+
+def as_markdown(results: dict[str, Any]) -> str:
+    lines = [", ".join(f"{key} {value}" for key, value in results["machine"].items())]
+    for part, table in results.items():
+        if part == "machine":
+            continue
+        first = next(iter(table.values()))
+        keys = [key for key in COLUMNS if key in first]
+        phases = list(first.get("phases", ()))
+        lines += ["", f"| {part} | " + " | ".join([COLUMNS[key][0] for key in keys] + phases) + " |"]
+        lines.append("|---|" + "---:|" * (len(keys) + len(phases)))
+        for name, row in table.items():
+            cells = [COLUMNS[key][1].format(row[key]) for key in keys] + [f"{row['phases'][key]:.2f}" for key in phases]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Time against memory, of a forward and of a whole case."""
+    shown = [part for part in ("forward_128", "case") if part in results]
+    figure, axes = plt.subplots(1, len(shown), figsize=(6 * len(shown), 4.5), squeeze=False)
+    for axis, part in zip(axes[0], shown):
+        for name, row in results[part].items():
+            axis.errorbar(
+                row["seconds"],
+                row["peak_gb"],
+                xerr=[[row["seconds"] - row["least"]], [row["most"] - row["seconds"]]],
+                fmt="o",
+                color="tab:red" if name == "MISSU" else "tab:blue",
+            )
+            axis.annotate(name, (row["seconds"], row["peak_gb"]), xytext=(5, 5), textcoords="offset points")
+        axis.set(
+            xscale="log",
+            xlabel="seconds",
+            ylabel="peak memory, GB",
+            title={"forward_128": "One forward at 4 x 128 x 128 x 128", "case": "A whole case of 240 x 240 x 155"}[
+                part
+            ],
+        )
+    figure.tight_layout()
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--parts", nargs="+", default=["forward", "case", "step", "data"])
+    parser.add_argument("--case", nargs=4, help="T1, T1ce, T2 and FLAIR of a case, else a phantom")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        results = measure(options.parts, options.rounds, options.case, Path(folder))
+    with whole_file(options.output_dir / "bench.json") as temporary:
+        temporary.write_text(json.dumps(results, indent=1) + "\n")
+    table = as_markdown(results)
+    with whole_file(options.output_dir / "bench.md") as temporary:
+        temporary.write_text(table)
+    plot(results, options.output_dir / "bench.png")
+    print(table)
+
+
+if __name__ == "__main__":
+    main()
