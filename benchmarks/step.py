@@ -13,9 +13,9 @@ CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
 STEPS = 5
 
 CANDIDATES = {
-    "plain": {"self_distillation": "@network"},
-    "distilled": {},
-    "distilled, checkpointed": {"checkpointing": True},
+    "plain": {"distillation_weight": 0.0},
+    "distilled": {"distillation_weight": 0.3},
+    "distilled, checkpointed": {"distillation_weight": 0.3, "checkpointing": True},
 }
 
 
