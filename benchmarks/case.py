@@ -176,7 +176,7 @@ def nnunet(files: list[str], output: str) -> Callable[[], object]:
         "configurations": {"3d_fullres": configuration},
         "experiment_planner_used": "ExperimentPlanner",
         "label_manager": "LabelManager",
-        "foreground_intensity_properties_per_channel": {},
+        "foreground_intensity_properties_per_channel": {str(channel): {} for channel in range(4)},
     }
     dataset = {
         "channel_names": dict(enumerate(MODALITIES)),

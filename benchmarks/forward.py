@@ -41,9 +41,7 @@ def main(name: str, side: int) -> None:
 
 
 def count(name: str, side: int) -> float:
-    with torch.device("meta"):
-        network = NETWORKS[name](side).eval()
-    return gmac(network, side)
+    return gmac(NETWORKS[name](side).eval().to("meta"), side)
 
 
 if __name__ == "__main__":
