@@ -274,6 +274,14 @@ class TestWindowStatistics:
         torch.testing.assert_close(result, expected(image, norm, ((2, 6), (1, 3, 6)), (16, 8, 8)))
         assert half_result.shape == smaller.shape
 
+    def test_mixed_precision_keeps_the_range(self):
+        """Squares of 300 leave the range of float16."""
+        norm, image = nn.GroupNorm(2, 2), 300 + torch.randn(1, 2, 16, 8, 8)
+        with torch.autocast("cpu", torch.float16), WindowStatistics([norm], (16, 8, 8), (16, 8, 8), (8, 8, 8)):
+            result = norm(image)
+        assert torch.isfinite(result).all()
+        assert result.std().item() == pytest.approx(1, abs=0.1)
+
     def test_a_window_of_the_training_has_its_own_statistics(self):
         norm, image = nn.GroupNorm(2, 2), torch.randn(1, 2, 8, 8, 8)
         with WindowStatistics([norm], (7, 8, 5), (8, 8, 8), (8, 8, 8)):

@@ -303,8 +303,13 @@ class WindowStatistics:
         return torch.softmax(-(((voxels - centers) / (crop / 8)) ** 2) / 2, dim=0)
 
     def normalize(self, norm: nn.GroupNorm, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
-        voxels, result = inputs[0][0].movedim(0, -1), output[0].movedim(0, -1)  # (H, W, D, C), as with channels last
-        wide = voxels.float()  # the square of a float16 leaves its range
+        # In float32 throughout: with AMP the products below would be in float16, whose range the squares leave.
+        with torch.autocast(inputs[0].device.type, enabled=False):
+            return self.blend(norm, inputs[0], output)
+
+    def blend(self, norm: nn.GroupNorm, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        voxels, result = x[0].movedim(0, -1), output[0].movedim(0, -1)  # (H, W, D, C), as with channels last
+        wide = voxels.float()
         mean = self.averages(wide)
         variance = (self.averages(wide.square()) - mean.square()).clamp_min(0)
         scale = norm.weight.view(-1, 1, 1, 1) * (variance + norm.eps).rsqrt()
@@ -313,7 +318,7 @@ class WindowStatistics:
         scale, shift = (torch.einsum("cijk,jw,kd->iwdc", field, w, d) for field in (scale, shift))
         for i in range(len(voxels)):  # slice by slice, in the memory of the output
             slice_scale, slice_shift = (torch.tensordot(h[:, i], field, dims=1) for field in (scale, shift))
-            result[i] = torch.addcmul(slice_shift, voxels[i], slice_scale)
+            result[i] = torch.addcmul(slice_shift, wide[i], slice_scale)
         return output
 
 
