@@ -90,11 +90,12 @@ def test_safetensors_hold_the_weights(exports, network):
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_inference_writes_the_same_mask(exports, checkpoint, config_file, tmp_path, monkeypatch, kind):
+    """In windows of the training, as an exported network has them always."""
     monkeypatch.chdir(BUNDLE)
     write_phantoms(tmp_path / "cases", 1, (40, 44, 36))
     overlay = str(BUNDLE / "configs" / f"inference_{kind}.json")
     runs = {
-        "eager": {"config_file": config_file, "checkpoint": str(checkpoint)},
+        "eager": {"config_file": config_file, "checkpoint": str(checkpoint), "stretch": 1.0},
         "exported": {"config_file": [*config_file, overlay], "exported": str(exports / FORMATS[kind][0])},
     }
     masks = []
