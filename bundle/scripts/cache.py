@@ -13,6 +13,7 @@ import torch
 from monai.data import Dataset
 from monai.transforms import RandomizableTrait, Transform
 
+from .cases import case_id_of
 from .files import whole_file
 from .resume import Seeded
 
@@ -53,7 +54,7 @@ class MappedDataset(Seeded, Dataset):
         files = [*(image.values() if isinstance(image, Mapping) else [image]), item["label"]]
         states = [(str(file), Path(file).stat().st_size, Path(file).stat().st_mtime_ns) for file in files]
         digest = hashlib.sha256(json.dumps([states, self.settings]).encode()).hexdigest()
-        return f"{item['case_id']}-{digest[:16]}"
+        return f"{case_id_of(item)}-{digest[:16]}"
 
     def _transform(self, index: int) -> Any:
         item = dict(self.data[index])

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from .errors import InputError
 
-__all__ = ["Case", "case_of", "cases_of_batch", "find_cases", "list_cases"]
+__all__ = ["Case", "case_id_of", "case_of", "cases_of_batch", "find_cases", "first_file", "list_cases"]
 
 NIFTI_EXTENSIONS = (".nii.gz", ".nii")
 
@@ -222,6 +222,17 @@ def case_of(path: str | Path) -> Case:
     )  # thousands of files in nnU-Net's folders
     siblings = [entry for folder in folders for entry in folder.glob(pattern) if is_of(entry, name)]
     return group(siblings)[0] if siblings else Case(name.case_id, name.folder)
+
+
+def first_file(entry: Mapping[str, Any]) -> str:
+    """A file of an entry's image, which is one file or a mapping from modality to file."""
+    image = entry["image"]
+    return str(next(iter(image.values())) if isinstance(image, Mapping) else image)
+
+
+def case_id_of(entry: Mapping[str, Any]) -> str:
+    """The case of a datalist's entry: as the entry names it, else as its files do."""
+    return entry.get("case_id") or case_of(first_file(entry)).case_id
 
 
 def cases_of_batch(batch: Mapping[str, Any]) -> list[str]:

@@ -18,7 +18,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from .cases import case_of, folder_of
+from .cases import case_id_of, first_file, folder_of
 from .errors import InputError
 from .files import whole_file
 from .networks import Ensemble
@@ -26,7 +26,6 @@ from .networks import Ensemble
 __all__ = [
     "CheckpointLoader",
     "WeightsSaver",
-    "case_ids",
     "describe",
     "fold_checkpoints",
     "load_weights",
@@ -78,16 +77,6 @@ def read_state(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise InputError(f"{path} should hold a state_dict, it holds a {type(state).__name__}.")
     return state
-
-
-def case_ids(items: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The cases of a list, sorted."""
-    return sorted(item.get("case_id") or case_of(file).case_id for item, file in zip(items, first_files(items)))
-
-
-def first_files(items: Iterable[Mapping[str, Any]]) -> list[str]:
-    images = [item["image"] for item in items]
-    return [str(next(iter(image.values())) if isinstance(image, Mapping) else image) for image in images]
 
 
 def save_weights(network: nn.Module, path: str | Path, record: Mapping[str, Any] | None = None) -> None:
@@ -240,8 +229,8 @@ class WeightsSaver:
     def record(self, state: Any) -> dict[str, Any]:
         items = list(self.data or ())
         return {
-            "dataset": Path(os.path.commonpath([folder_of(file) for file in first_files(items)])).name,
-            "cases": case_ids(items),
+            "dataset": Path(os.path.commonpath([folder_of(first_file(item)) for item in items])).name,
+            "cases": sorted(map(case_id_of, items)),
             "settings": dict(self.settings),
             "epoch": state.epoch,
             "metrics": {name: float(value) for name, value in state.metrics.items()},

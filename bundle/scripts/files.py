@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .errors import InputError
 
-__all__ = ["check_writable", "whole_file"]
+__all__ = ["check_writable", "remove_unfinished", "whole_file"]
 
 
 @contextmanager
@@ -28,6 +28,12 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path, name: str) -> None:
+    """Removes what processes that were killed left of a :func:`whole_file` whose name matches the pattern ``name``."""
+    for unfinished in folder.glob(f".[0-9]*.{name}"):
+        unfinished.unlink()
 
 
 def check_writable(folder: Path, name: str) -> None:

@@ -19,9 +19,9 @@ from monai.engines import SupervisedEvaluator
 from monai.inferers import SlidingWindowInfererAdapt
 from torch import nn
 
-from .cases import case_of, cases_of_batch
+from .cases import case_id_of, cases_of_batch
 from .errors import InputError, flag, one_sentence
-from .files import check_writable, whole_file
+from .files import check_writable, remove_unfinished, whole_file
 from .memory import free_memory, gib
 from .networks.missu import STRIDE
 
@@ -68,9 +68,7 @@ class CaseDataset(Dataset):
 
     def mask_of(self, item: Mapping[str, Any]) -> Path:
         """Where ``SaveImaged`` writes the mask of a case."""
-        image = item["image"]
-        file = next(iter(image.values())) if isinstance(image, Mapping) else image
-        return self.output_dir / f"{item.get('case_id') or case_of(file).case_id}_seg.nii.gz"
+        return self.output_dir / f"{case_id_of(item)}_seg.nii.gz"
 
     def prepare(self) -> None:
         """Makes the output folder ready, and removes what a killed process left of a mask of these cases.
@@ -85,8 +83,7 @@ class CaseDataset(Dataset):
             )
         check_writable(self.output_dir, "output_dir")
         for item in self.share:
-            for unfinished in self.output_dir.glob(f".[0-9]*.{escape(self.mask_of(item).name)}"):
-                unfinished.unlink()
+            remove_unfinished(self.output_dir, escape(self.mask_of(item).name))
 
     def _transform(self, index: int) -> Any:
         try:

@@ -23,7 +23,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from .cases import LABEL, MODALITIES, Case, case_of, list_cases
+from .cases import LABEL, MODALITIES, Case, case_id_of, case_of, list_cases
 from .checks import CaseCheck, Fault, check_case
 from .errors import InputError
 from .files import whole_file
@@ -195,8 +195,7 @@ def case_of_entry(entry: Mapping[str, Any]) -> Case:
     image = entry["image"]
     if isinstance(image, Mapping):
         files = {name: [Path(path)] for name, path in image.items()}
-        case_id = entry.get("case_id") or case_of(next(iter(image.values()))).case_id
-        case = Case(case_id, files[next(iter(files))][0].parent, files)
+        case = Case(case_id_of(entry), files[next(iter(files))][0].parent, files)
     else:
         case = case_of(image)
         case.case_id = entry.get("case_id") or case.case_id

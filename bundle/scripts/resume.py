@@ -25,9 +25,10 @@ from ignite.engine import Engine, Events
 from monai.data import CacheDataset
 from torch.utils.data import Dataset, DistributedSampler
 
-from .checkpoints import case_ids, read_state, write_state
+from .cases import case_id_of
+from .checkpoints import read_state, write_state
 from .errors import InputError, flag
-from .files import check_writable
+from .files import check_writable, remove_unfinished
 from .memory import free_memory, gib, size_of
 
 __all__ = ["Seeded", "SeededDataset", "SeededSampler", "TrainingState"]
@@ -160,8 +161,7 @@ class TrainingState:
     def started(self, engine: Any) -> None:
         check_writable(self.ckpt_dir, "ckpt_dir")
         if idist.get_rank() == 0:
-            for unfinished in self.ckpt_dir.glob(".[0-9]*.*.pt"):
-                unfinished.unlink()
+            remove_unfinished(self.ckpt_dir, "*.pt")
         if self.resume:
             self.take_up(engine)
         loader, iteration = engine.data_loader, engine.state.iteration
@@ -226,7 +226,7 @@ class TrainingState:
 
     def identity(self) -> dict[str, Any]:
         """What tells this training from others, as it can stand in a checkpoint."""
-        cases = {name: case_ids(items) for name, items in self.data.items()}
+        cases = {name: sorted(map(case_id_of, items)) for name, items in self.data.items()}
         return {"settings": {name: plain(value) for name, value in self.settings.items()}, "cases": cases}
 
     def take_up(self, engine: Any) -> None:
@@ -278,19 +278,16 @@ class TrainingState:
                 raise InputError(
                     f"The checkpoint {path} is of a training with other {name} cases, {different[0]} {which}: {advice}."
                 )
-        network, saved = self.objects["network"], state["network"]
-        for key, tensor in network.state_dict().items():
-            if key not in saved or saved[key].shape != tensor.shape:
-                was = list(saved[key].shape) if key in saved else "not there"
+        was, is_now = (
+            {key: list(tensor.shape) for key, tensor in weights.items()}
+            for weights in (state["network"], self.objects["network"].state_dict())
+        )
+        for key in is_now | was:
+            if was.get(key) != is_now.get(key):
                 raise InputError(
-                    f"The checkpoint {path} is of another network, {key} is {was} in it and "
-                    f"{list(tensor.shape)} in this one: {advice}."
+                    f"The checkpoint {path} is of another network, {key} is {was.get(key, 'not there')} in it and "
+                    f"{is_now.get(key, 'not there')} in this one: {advice}."
                 )
-        for key in saved.keys() - network.state_dict().keys():
-            raise InputError(
-                f"The checkpoint {path} is of another network, {key} is {list(saved[key].shape)} in it and not there "
-                f"in this one: {advice}."
-            )
         length = state["trainer"]["epoch_length"]
         if length != engine.state.epoch_length:
             raise InputError(
