@@ -32,7 +32,6 @@ def main(name: str, dataset_dir: str) -> None:
         if overlay:
             settings["cache_dir"] = cache
         parser.update({"dataset_dir": dataset_dir, "num_workers": 0, "batch_size": 1, **settings})
-        parser["train"]["datalist"]["split"] = "training"
         torch.manual_seed(0)
         dataset = parser.get_parsed_content("train#dataset")
         filling = seconds(lambda: [dataset[i] for i in range(len(dataset))])
