@@ -55,7 +55,7 @@ def app(environment: Callable[[str, Path], Path], tmp_path_factory: pytest.TempP
     bundle = tmp_path_factory.mktemp("deploy") / "bundle"
     shutil.copytree(ROOT / "bundle", bundle, ignore=shutil.ignore_patterns("demo", "eval", "data", "*.pt"))
     config = bundle / "configs" / "inference.json"
-    content = json.loads(config.read_text()) | {"roi_size": [SIZE] * 3, "num_workers": 0}
+    content = json.loads(config.read_text()) | {"roi_size": [SIZE] * 3, "stretch": 1.0, "num_workers": 0}
     content["network_def"] |= TINY
     config.write_text(json.dumps(content))
     torch.manual_seed(0)
