@@ -19,22 +19,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import nibabel as nib
 import numpy as np
 from case import CANDIDATES as CASES
 from case import MODALITIES
 from data import CANDIDATES as CACHES
 from forward import count
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from monai.transforms import ResizeWithPadOrCrop
 from networks import NETWORKS
 from step import CANDIDATES as STEPS
 
 from scripts.files import whole_file
 from scripts.phantom import write_phantoms
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
 PACKAGES = ("torch", "monai", "numpy", "nnunetv2")
@@ -175,7 +173,8 @@ def as_markdown(results: dict[str, Any]) -> str:
 def plot(results: dict[str, Any], path: Path) -> None:
     """Time against memory, of a forward and of a whole case."""
     shown = [part for part in ("forward_128", "case") if part in results]
-    figure, axes = plt.subplots(1, len(shown), figsize=(6 * len(shown), 4.5), squeeze=False)
+    figure = Figure(figsize=(6 * len(shown), 4.5), dpi=120, layout="constrained")
+    axes = figure.subplots(1, len(shown), squeeze=False)
     for axis, part in zip(axes[0], shown):
         for name, row in results[part].items():
             axis.errorbar(
@@ -194,9 +193,8 @@ def plot(results: dict[str, Any], path: Path) -> None:
                 part
             ],
         )
-    figure.tight_layout()
     with whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+        FigureCanvasAgg(figure).print_png(temporary)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
