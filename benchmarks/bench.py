@@ -30,6 +30,7 @@ from matplotlib.figure import Figure
 from monai.transforms import ResizeWithPadOrCrop
 from networks import NETWORKS
 from step import CANDIDATES as STEPS
+from tqdm.auto import tqdm
 
 from scripts.files import whole_file
 from scripts.phantom import write_phantoms
@@ -39,7 +40,7 @@ PACKAGES = ("torch", "monai", "numpy", "nnunetv2")
 PHANTOM = (188, 216, 192)  # whose brain is as large as an adult's, about 140 x 172 x 136 mm
 VOLUME = (240, 240, 155)
 STEP_SIDE = 96
-ONCE = ("nnU-Net v2",)  # minutes long
+ONCE = ("nnU-Net v2", "SwinUNETR")  # minutes long
 
 Rounds = dict[str, list[dict[str, Any]]]
 
@@ -60,11 +61,10 @@ def run(script: str, *arguments: object) -> dict[str, Any]:
 def interleaved(script: str, candidates: Sequence[str], rounds: int, *arguments: object) -> Rounds:
     """Each candidate once, then each once more: what slows the machine for a while slows all of them."""
     results: Rounds = defaultdict(list)
-    for number in range(rounds):
-        for name in candidates:
-            if number == 0 or name not in ONCE:
-                results[name].append(run(script, name, *arguments))
-                print(f"{script} {name} {' '.join(map(str, arguments))[-40:]}: {results[name][-1]}", flush=True)
+    order = [name for number in range(rounds) for name in candidates if number == 0 or name not in ONCE]
+    for name in tqdm(order, desc=script):
+        results[name].append(run(script, name, *arguments))
+        tqdm.write(f"{script}, {name}: {results[name][-1]}")
     return dict(results)
 
 
@@ -119,7 +119,7 @@ def measure(parts: Sequence[str], rounds: int, case_files: list[str] | None, fol
             for name, row in table.items():
                 row["gmac"] = count(name, side)
                 row["parameters_m"] = measured[name][0]["parameters"] / 1e6
-                row["share_of_gemm"] = 2 * row["gmac"] / row["seconds"] / gflops["gemm"]
+                row["share_of_peak"] = 2 * row["gmac"] / row["seconds"] / max(gflops.values())
             results[f"forward_{side}"] = table
     if "case" in parts:
         files = case_files or write_case(folder)
@@ -149,7 +149,7 @@ COLUMNS = {
     "peak_gb": ("GB", "{:.2f}"),
     "gmac": ("GMAC", "{:.0f}"),
     "parameters_m": ("M parameters", "{:.1f}"),
-    "share_of_gemm": ("of the peak", "{:.0%}"),
+    "share_of_peak": ("of the peak", "{:.0%}"),
     "grown_gb": ("grown, GB", "{:.2f}"),
 }
 

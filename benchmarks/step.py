@@ -10,7 +10,7 @@ from measure import peak_gb, report, seconds
 from monai.bundle import ConfigParser
 
 CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
-STEPS = 5
+STEPS = 4
 
 CANDIDATES = {
     "plain": {"distillation_weight": 0.0},
