@@ -62,4 +62,4 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(VENV)-bench $(DEMO)
+	rm -rf $(VENV) $(VENV)-bench $(VENV)-clients $(VENV)-deploy $(DEMO)
