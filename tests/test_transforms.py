@@ -12,7 +12,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
-from monai.transforms import Compose
+from monai.transforms import Compose, NormalizeIntensity
 
 from scripts.datalist import make_datalist
 from scripts.errors import InputError
@@ -20,6 +20,7 @@ from scripts.transforms import (
     ClassesToValuesd,
     LargestLogitd,
     LoadImageCased,
+    NormalizeNonzerod,
     SpacingOfKeysd,
     ValuesToClassesd,
     is_nonzero,
@@ -299,6 +300,20 @@ def test_an_entry_beside_the_image_stays_as_it_is(tiny_case):
     assert done["image_path"] == "a path"
     assert done["image"].shape == (1, 10, 24, 16)  # 20 voxels of 1.5 mm
     assert spacing.inverse(done)["image"].shape == (1, 20, 24, 16)
+
+
+def test_normalizing_is_that_of_monai() -> None:
+    generator = torch.Generator().manual_seed(0)
+    image = 1e4 + 30 * torch.randn(4, 9, 8, 7, generator=generator)
+    image *= torch.rand(4, 9, 8, 7, generator=generator) > 0.5
+    image[1] *= -1
+    image[2] = 5.0
+    image[3] = 0.0
+    expected = NormalizeIntensity(nonzero=True, channel_wise=True)(image.clone())
+    normalized = NormalizeNonzerod("image")({"image": MetaTensor(image.clone(), affine=2 * torch.eye(4))})["image"]
+    assert normalized.shape == image.shape and normalized.affine[0, 0] == 2
+    assert torch.allclose(normalized.as_tensor(), torch.as_tensor(expected), atol=1e-5)
+    assert expected[0].std() > 0.5
 
 
 def test_the_largest_logit_and_the_first_of_equals():
