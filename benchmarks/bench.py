@@ -122,8 +122,8 @@ def measure(parts: Sequence[str], rounds: int, case_files: list[str] | None, fol
                 row["share_of_peak"] = 2 * row["gmac"] / row["seconds"] / max(gflops.values())
             results[f"forward_{side}"] = table
     if "case" in parts:
-        files = case_files or write_case(folder)
-        measured = interleaved("case.py", list(CASES), rounds, *files, folder / "masks")
+        files = [str(Path(file).absolute()) for file in case_files or write_case(folder)]
+        measured = interleaved("case.py", list(CASES), rounds, *files)
         table = summary(measured, "MISSU")
         for name, row in table.items():
             phases = [one["phases"] for one in measured[name]]

@@ -1,4 +1,4 @@
-"""(b) A whole case, from four files to a saved mask: python benchmarks/case.py MISSU <four files> <output folder>
+"""(b) A whole case, from four files to a saved mask: python benchmarks/case.py MISSU <four files>
 
 The candidates, with random weights: MISSU by configs/inference.json; the recipe of the model zoo's bundle
 brats_mri_segmentation (SegResNet, the whole volume in one window of 240 x 240 x 160); nnU-Net v2's own predictor
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -215,11 +216,11 @@ def nnunet(files: list[str], output: str) -> Callable[[], object]:
 CANDIDATES = {"MISSU": missu, "SegResNet, zoo": segresnet, "nnU-Net v2": nnunet}
 
 
-def main(name: str, *paths: str) -> None:
+def main(name: str, *files: str) -> None:
     torch.manual_seed(0)
-    *files, output = paths
-    run = CANDIDATES[name](files, output)
-    total = seconds(run)
+    with tempfile.TemporaryDirectory() as output:
+        run = CANDIDATES[name](list(files), output)
+        total = seconds(run)
     report(seconds=total, phases={**spent, "postprocess": total - spent.total()})
 
 
