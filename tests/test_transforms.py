@@ -311,7 +311,8 @@ def test_normalizing_is_that_of_monai() -> None:
     image[3] = 0.0
     expected = NormalizeIntensity(nonzero=True, channel_wise=True)(image.clone())
     normalized = NormalizeNonzerod("image")({"image": MetaTensor(image.clone(), affine=2 * torch.eye(4))})["image"]
-    assert normalized.shape == image.shape and normalized.affine[0, 0] == 2
+    assert normalized.shape == image.shape
+    assert normalized.affine[0, 0] == 2
     assert torch.allclose(normalized.as_tensor(), torch.as_tensor(expected), atol=1e-5)
     assert expected[0].std() > 0.5
 

@@ -214,8 +214,8 @@ class SpacingOfKeysd(Spacingd):
 class NormalizeNonzerod(MapTransform):
     """Each channel of an image (channels, H, W, D), float32, gets mean 0 and variance 1 over its nonzero voxels.
 
-    ``NormalizeIntensityd`` with ``nonzero`` and ``channel_wise`` gives the same to rounding. It gathers the voxels, which
-    takes three times as long on a CPU as sums over the volume.
+    ``NormalizeIntensityd`` with ``nonzero`` and ``channel_wise`` gives the same to rounding. It gathers the voxels,
+    which takes three times as long on a CPU as sums over the volume.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
