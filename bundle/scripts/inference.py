@@ -9,9 +9,10 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from monai.data import Dataset, NibabelWriter
@@ -242,7 +243,7 @@ def fewest_windows(size: int, roi: int, stretch: float, overlap: float) -> tuple
     return side, side if num_windows == 1 else math.ceil((size - side) / (num_windows - 1))
 
 
-def is_instance_norm(module: nn.Module) -> bool:
+def is_instance_norm(module: nn.Module) -> TypeGuard[nn.GroupNorm]:
     """Whether it is a norm of MISSU: a group norm of one group per channel."""
     return isinstance(module, nn.GroupNorm) and module.num_groups == module.num_channels
 
@@ -264,7 +265,7 @@ class WindowStatistics:
 
     def __init__(
         self,
-        norms: Sequence[nn.Module],
+        norms: Sequence[nn.GroupNorm],
         image_size: Sequence[int],
         window_size: Sequence[int],
         crop: Sequence[int],
@@ -275,11 +276,12 @@ class WindowStatistics:
         self.starts = [small_windows(*sides) for sides in zip(image_size, window_size, crop)]
 
     def __enter__(self) -> None:
-        self.hooks = [norm.register_forward_hook(self.normalize) for norm in self.norms]
+        for norm in self.norms:
+            norm.forward = partial(self.normalize, norm)
 
     def __exit__(self, *_: object) -> None:
-        for hook in self.hooks:
-            hook.remove()
+        for norm in self.norms:
+            del norm.forward
 
     def averages(self, x: torch.Tensor) -> torch.Tensor:
         """The means of (H, W, D, C) over each window: (C, windows on H, on W, on D)."""
@@ -299,12 +301,13 @@ class WindowStatistics:
         centers = torch.tensor(self.starts[axis], device=device)[:, None] + crop / 2
         return torch.softmax(-(((voxels - centers) / (crop / 8)) ** 2) / 2, dim=0)
 
-    def normalize(self, norm: nn.GroupNorm, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+    def normalize(self, norm: nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
         # In float32 throughout: with AMP the products below would be in float16, whose range the squares leave.
-        with torch.autocast(inputs[0].device.type, enabled=False):
-            return self.blend(norm, inputs[0], output)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.blend(norm, x)
 
-    def blend(self, norm: nn.GroupNorm, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    def blend(self, norm: nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
+        output = torch.empty_like(x)
         voxels, result = x[0].movedim(0, -1), output[0].movedim(0, -1)  # (H, W, D, C), as with channels last
         wide = voxels.float()
         mean = self.averages(wide)
