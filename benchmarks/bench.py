@@ -27,6 +27,7 @@ from data import CANDIDATES as CACHES
 from forward import count
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from monai.transforms import ResizeWithPadOrCrop
 from networks import NETWORKS
 from step import CANDIDATES as STEPS
@@ -40,6 +41,7 @@ PACKAGES = ("torch", "monai", "numpy", "nnunetv2")
 PHANTOM = (188, 216, 192)  # whose brain is as large as an adult's, about 140 x 172 x 136 mm
 VOLUME = (240, 240, 155)
 STEP_SIDE = 96
+MARKERS = "os^vDP*X"
 ONCE = ("nnU-Net v2", "SwinUNETR")  # minutes long
 
 Rounds = dict[str, list[dict[str, Any]]]
@@ -172,27 +174,22 @@ def as_markdown(results: dict[str, Any]) -> str:
 
 def plot(results: dict[str, Any], path: Path) -> None:
     """Time against memory, of a forward and of a whole case."""
-    shown = [part for part in ("forward_128", "case") if part in results]
+    titles = {"forward_128": "One forward at 4 x 128 x 128 x 128", "case": "A whole case of 240 x 240 x 155"}
+    shown = [part for part in titles if part in results]
     figure = Figure(figsize=(6 * len(shown), 4.5), dpi=120, layout="constrained")
     axes = figure.subplots(1, len(shown), squeeze=False)
     for axis, part in zip(axes[0], shown):
-        for name, row in results[part].items():
-            axis.errorbar(
-                row["seconds"],
-                row["peak_gb"],
-                xerr=[[row["seconds"] - row["least"]], [row["most"] - row["seconds"]]],
-                fmt="o",
-                color="tab:red" if name == "MISSU" else "tab:blue",
-            )
-            axis.annotate(name, (row["seconds"], row["peak_gb"]), xytext=(5, 5), textcoords="offset points")
-        axis.set(
-            xscale="log",
-            xlabel="seconds",
-            ylabel="peak memory, GB",
-            title={"forward_128": "One forward at 4 x 128 x 128 x 128", "case": "A whole case of 240 x 240 x 155"}[
-                part
-            ],
-        )
+        for (name, row), marker in zip(results[part].items(), MARKERS):
+            spread = [[row["seconds"] - row["least"]], [row["most"] - row["seconds"]]]
+            color = "#D55E00" if name == "MISSU" else "#0072B2"
+            axis.errorbar(row["seconds"], row["peak_gb"], xerr=spread, fmt=marker, color=color, label=name)
+        axis.legend(frameon=False, loc="lower right")
+        axis.set(xscale="log", xlabel="seconds", ylabel="peak memory, GB", title=titles[part])
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.set_ylim(bottom=0)
+        axis.spines[["top", "right"]].set_visible(False)
     with whole_file(path) as temporary:
         FigureCanvasAgg(figure).print_png(temporary)
 
