@@ -91,7 +91,7 @@ def run_variant(
             command += ["--config_file", str([configs[0], *more, *configs[1:], str(overlay)])]
             for name, value in knobs.items():
                 command += [f"--{name}", str(value)]
-            environment = {**os.environ, "PYTHONPATH": str(BUNDLE)}
+            environment = {**os.environ, "PYTHONPATH": f"{BUNDLE}{os.pathsep}{Path(__file__).resolve().parent}"}
             if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode:
                 raise InputError(f"{variant} with seed {seed} failed, the end of {log.name} says why.")
             if workflow == "training":

@@ -8,19 +8,31 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from matplotlib.image import imread
 from scipy import stats
 
+from scripts.networks import MISSU, MultiScaleFusion
+
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-spec = importlib.util.spec_from_file_location("experiments_run", EXPERIMENTS / "run.py")
-assert spec is not None
-assert spec.loader is not None
-runner = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(runner)
+
+
+def load(name: str) -> ModuleType:
+    """A module of ``experiments/``, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"experiments_{name}", EXPERIMENTS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+runner, ideas = load("run"), load("ideas")
 
 TINY = {"init_filters": 4, "hidden_size": 8, "mlp_dim": 8, "num_layers": 1, "num_heads": 2}
 
@@ -142,6 +154,47 @@ def test_bad_input(tmp_path, changes, sentence):
     assert str(message).startswith(f"Error: {sentence}")
 
 
+def test_a_fusion_that_begins_as_the_identity():
+    skips = [torch.randn(1, 4, 16, 16, 16), torch.randn(1, 8, 8, 8, 8), torch.randn(1, 16, 4, 4, 4)]
+    fusion = MultiScaleFusion([4, 8, 16])
+    assert not torch.allclose(fusion(skips)[2], skips[2], atol=0.1)
+    ideas.begin_as_identity(fusion)
+    assert all(torch.equal(fused, skip) for fused, skip in zip(fusion(skips), skips))
+    sum(fused.square().sum() for fused in fusion(skips)).backward()
+    last = fusion.branches[0].branches[3][-1].weight
+    assert last.grad.abs().sum() > 0  # it can leave the identity
+
+
+def test_residual_stages_skip_a_convolution_that_gives_nothing():
+    torch.manual_seed(0)
+    network = ideas.ResidualMISSU(img_size=16, **TINY).eval()
+    assert sum(p.numel() for p in network.parameters()) == sum(
+        p.numel() for p in MISSU(img_size=16, **TINY).parameters()
+    )
+    first, second = network.encoder[1]
+    x = torch.randn(1, 4, 16, 16, 16)
+    assert torch.equal(network.encoder[1](x), first(x) + second(first(x)))
+    torch.nn.init.constant_(second[1].weight, 0)
+    assert torch.equal(network.encoder[1](x), first(x))
+
+
+def test_warm_up_ends_in_the_poly_decay_of_torch():
+    def rates(make):
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        scheduler = make(optimizer)
+        of_steps = []
+        for _ in range(20):
+            of_steps.append(scheduler.get_last_lr()[0])
+            optimizer.step()
+            scheduler.step()
+        return np.array(of_steps)
+
+    poly = rates(lambda optimizer: torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=20, power=0.9))
+    warm = rates(lambda optimizer: ideas.warm_up_poly(optimizer, total_iters=20, power=0.9, warm_up_iters=4))
+    assert warm[4:] == pytest.approx(poly[4:])
+    assert warm[:4] / poly[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+
+
 @pytest.mark.slow
 def test_self_distillation_at_a_tenth_of_the_budget(real_data, tmp_path):
     """The command of docs/experiments.md with 40 steps instead of 400."""
@@ -149,6 +202,7 @@ def test_self_distillation_at_a_tenth_of_the_budget(real_data, tmp_path):
     arguments = ["--dataset_dir", str(real_data / "hippocampus"), "--iterations", "40", "--results", str(results)]
     assert runner.main([str(experiment), *arguments]) is None
     rows = table(results)
-    assert list(rows) == ["plain", "literal", "taught", "taught-ramp", "ms-output"]
+    named = ["plain", "literal", "taught", "taught-ramp", "ms-output"]
+    assert list(rows) == [*named, "taught-weak", "taught-identity", "ms-output-identity"]
     assert all((row["seeds"], row["cases"]) == ("3", "60") for row in rows.values())
     assert all(0.2 < float(row["dice"]) < 0.95 for row in rows.values())
