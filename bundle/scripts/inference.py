@@ -277,7 +277,7 @@ class WindowStatistics:
 
     def __enter__(self) -> None:
         for norm in self.norms:
-            norm.forward = partial(self.normalize, norm)
+            norm.forward = partial(self.normalize, norm)  # type: ignore[method-assign]
 
     def __exit__(self, *_: object) -> None:
         for norm in self.norms:
