@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
@@ -295,6 +296,21 @@ class TestWindowStatistics:
         image = torch.cat([half, half.flip(2)], dim=2)
         inferer = AdaptiveInferer(roi_size=(16, 8, 8), stretch=2, overlap=0)
         torch.testing.assert_close(inferer(image, norms)[:, :, :4], norm(half)[:, :, :4], atol=2e-3, rtol=1e-2)
+
+
+def test_threads_share_a_network():
+    """As in a server: what each image gets is what it gets alone."""
+    network = nn.Sequential(nn.GroupNorm(2, 2))
+    images = [torch.randn(1, 2, side, 16, 16) for side in (16, 24, 32, 40)]
+
+    def infer(image: torch.Tensor) -> torch.Tensor:
+        return AdaptiveInferer(roi_size=(16, 16, 16), stretch=2.5, overlap=0.5)(image, network)
+
+    expected = [infer(image) for image in images]
+    with ThreadPoolExecutor(len(images)) as threads:
+        for _ in range(20):
+            for result, alone in zip(threads.map(infer, images), expected):
+                torch.testing.assert_close(result, alone)
 
 
 def test_images_of_several_sizes_by_one_inferer():

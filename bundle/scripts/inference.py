@@ -41,6 +41,8 @@ FAULT = "fault"
 # A forward of the default network takes so much for each voxel of its window, and stitching for each of the image:
 # measured as peak memory of 64^3 to 144 x 184 x 144, float32, on a CPU.
 BYTES_PER_VOXEL, BYTES_PER_IMAGE_VOXEL = 750, 60
+# One image at a time: WindowStatistics changes the network, which a server may share among threads.
+NETWORK_IN_USE = threading.Lock()
 
 
 class CaseDataset(Dataset):
@@ -212,10 +214,11 @@ class AdaptiveInferer(SlidingWindowInfererAdapt):
         if inputs.device.type == "cpu":
             window_size = self.make_room(inputs.shape[2:])
         try:
-            if window_size == self.crop:
-                return super().__call__(inputs, network, *args, **kwargs)
-            with WindowStatistics(norms, inputs.shape[2:], window_size, self.crop):
-                return super().__call__(inputs, network, *args, **kwargs)
+            with NETWORK_IN_USE:
+                if window_size == self.crop:
+                    return super().__call__(inputs, network, *args, **kwargs)
+                with WindowStatistics(norms, inputs.shape[2:], window_size, self.crop):
+                    return super().__call__(inputs, network, *args, **kwargs)
         except torch.OutOfMemoryError as error:
             if window_size == self.crop:
                 raise InputError(
