@@ -65,6 +65,16 @@ class ResidualMISSU(MISSU):
         self.encoder = nn.ModuleList(ResidualStage(*stage) for stage in self.encoder)
 
 
+class GroupNormMISSU(MISSU):
+    """MISSU with norms of eight groups in place of instance norms; arguments as for :class:`MISSU`."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        for name, module in list(self.named_modules()):
+            if isinstance(module, nn.GroupNorm):
+                self.set_submodule(name, nn.GroupNorm(8, module.num_channels))
+
+
 class ViTInitMISSU(MISSU):
     """MISSU with the first weights of ViT (linear layers normal, 0.02) and of He et al. (convolutions)."""
 

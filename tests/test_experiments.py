@@ -178,6 +178,13 @@ def test_residual_stages_skip_a_convolution_that_gives_nothing():
     assert torch.equal(network.encoder[1](x), first(x))
 
 
+def test_norms_of_eight_groups():
+    network = ideas.GroupNormMISSU(img_size=16)
+    groups = [module.num_groups for module in network.modules() if isinstance(module, torch.nn.GroupNorm)]
+    assert groups == [8] * 12  # nine convolutions in the encoder, three in the decoder
+    assert network(torch.randn(1, 4, 16, 16, 16)).shape == (1, 4, 16, 16, 16)
+
+
 def test_warm_up_ends_in_the_poly_decay_of_torch():
     def rates(make):
         optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
