@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(6 * len(shown), 4.5), dpi=120, layout="constrained")
     axes = figure.subplots(1, len(shown), squeeze=False)
     for axis, part in zip(axes[0], shown):
-        for (name, row), marker in zip(results[part].items(), MARKERS):
+        for (name, row), marker in zip(results[part].items(), cycle(MARKERS)):
             spread = [[row["seconds"] - row["least"]], [row["most"] - row["seconds"]]]
             color = "#D55E00" if name == "MISSU" else "#0072B2"
             axis.errorbar(row["seconds"], row["peak_gb"], xerr=spread, fmt=marker, color=color, label=name)
