@@ -23,13 +23,13 @@ $(VENV)/installed: requirements.txt
 
 demo: $(VENV)/installed
 	rm -rf $(DEMO)
-	$(RUN) scripts.phantom --output_dir demo/phantoms --num_cases 40 --shape 56 64 48
-	$(RUN) scripts.datalist --dataset_dir demo/phantoms --output demo/datalist.json --testing_fraction 0.2
+	$(RUN) scripts phantom --output_dir demo/phantoms --num_cases 40 --shape "[56,64,48]"
+	$(RUN) scripts datalist --dataset_dir demo/phantoms --output demo/datalist.json --testing_fraction 0.2
 	$(RUN) monai.bundle run training --config_file "['configs/train.json','configs/demo.json']"
 	$(RUN) monai.bundle run --config_file "['configs/inference.json','configs/demo.json']"
 	$(RUN) monai.bundle run evaluating --config_file "['configs/train.json','configs/evaluate.json','configs/demo.json']"
 	@cd bundle && case=$$(basename $$(ls demo/eval/*_seg.nii.gz | head -1) _seg.nii.gz) && \
-	$(BIN)/python -m scripts.picture --case demo/phantoms/$$case/$${case}_flair.nii.gz \
+	$(BIN)/python -m scripts picture --case demo/phantoms/$$case/$${case}_flair.nii.gz \
 		--prediction demo/eval/$${case}_seg.nii.gz --output $(abspath $(DEMO))/$$case.png
 
 test: $(VENV)/installed

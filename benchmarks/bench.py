@@ -35,7 +35,7 @@ from step import CANDIDATES as STEPS
 from tqdm.auto import tqdm
 
 from scripts.files import whole_file
-from scripts.phantom import write_phantoms
+from scripts.sources.phantom import write_phantoms
 
 HERE = Path(__file__).parent
 PACKAGES = ("torch", "monai", "numpy", "nnunetv2")

@@ -28,10 +28,10 @@ from tqdm.auto import tqdm
 BUNDLE = Path(__file__).resolve().parents[1] / "bundle"
 sys.path.insert(0, str(BUNDLE))
 
-from scripts.datalist import make_datalist  # noqa: E402
+from scripts.data.datalist import make_datalist  # noqa: E402
 from scripts.errors import InputError  # noqa: E402
+from scripts.evaluation.report import write_csv  # noqa: E402
 from scripts.files import whole_file  # noqa: E402
-from scripts.report import write_csv  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parent / "results"
 RUNS = Path(__file__).resolve().parent / "runs"

@@ -11,7 +11,7 @@ import torch
 from monai.bundle import ConfigParser
 from monai.transforms import Compose, Lambdad, RandSpatialCropd
 
-from scripts.cache import MappedDataset
+from scripts.data.cache import MappedDataset
 
 CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
 

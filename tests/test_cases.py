@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.cases import case_of, find_cases, folder_of
+from scripts.data.cases import case_of, find_cases, folder_of
 from scripts.errors import InputError
 
 MODALITIES = ("t1", "t1ce", "t2", "flair")

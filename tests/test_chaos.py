@@ -12,8 +12,8 @@ import pytest
 from dicom_files import OBLIQUE, write_series
 from scipy import ndimage
 
-from scripts.chaos import main
-from scripts.datalist import load_datalist
+from scripts.__main__ import main
+from scripts.data.datalist import load_datalist
 
 GREY = np.array([0, 63, 126, 189, 252], np.uint8)  # background, liver, right kidney, left kidney, spleen
 SHAPE = (6, 12, 16)  # slices, rows, columns
@@ -54,7 +54,7 @@ def read(path: Path) -> np.ndarray:
 
 
 def run(source: Path, output: Path, *more: str) -> str | None:
-    return main(["--source", str(source), "--output", str(output), *more])
+    return main(["chaos", "--source", str(source), "--output", str(output), *more])
 
 
 def test_mr_voxel_for_voxel(tmp_path, capsys):

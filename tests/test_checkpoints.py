@@ -11,8 +11,8 @@ import torch
 from ignite.engine import Engine
 from torch import nn
 
-from scripts.checkpoints import CheckpointLoader, WeightsSaver, load_weights, save_weights
 from scripts.errors import InputError
+from scripts.weights.checkpoints import CheckpointLoader, WeightsSaver, load_weights, save_weights
 
 
 def network(value: float = 0.0, width: int = 2, bias: bool = True) -> nn.Module:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from scripts.cases import MODALITIES
-from scripts.labels import LABEL_CONVENTIONS
+from scripts.data.cases import MODALITIES
+from scripts.data.labels import LABEL_CONVENTIONS
 
 CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
 
@@ -77,7 +77,7 @@ def test_what_stands_twice_is_the_same():
     labelled = [
         transform
         for transform in train["validate"]["preprocessing"]["transforms"]
-        if transform["_target_"] != "scripts.transforms.ValuesToClassesd"
+        if transform["_target_"] != "scripts.data.ValuesToClassesd"
     ]
     ignored = ("_desc_", "keys", "dtype")
     assert without(labelled, *ignored) == without(inference["preprocessing"]["transforms"], *ignored)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from test_workflows import BUNDLE, SMALL, configs, run
 
-from scripts.phantom import write_phantoms
+from scripts.sources.phantom import write_phantoms
 
 MODALITIES = ["t1ce", "flair"]
 TRAINING = [*SMALL, "--max_epochs", "1", "--val_interval", "1", "--batch_size", "2"]
@@ -24,8 +24,8 @@ FOLDS = 3
 
 
 def cross_validate(phantoms: Path, output: Path) -> list[str]:
-    command = [sys.executable, "-m", "scripts.cross_validation", "--dataset_dir", str(phantoms)]
-    command += ["--output_dir", str(output), "--folds", str(FOLDS), "--modalities", *MODALITIES]
+    command = [sys.executable, "-m", "scripts", "cross_validation", "--dataset_dir", str(phantoms)]
+    command += ["--output_dir", str(output), "--folds", str(FOLDS), "--modalities", str(MODALITIES)]
     return [*command, "--", *TRAINING]
 
 
@@ -96,7 +96,7 @@ def segment(phantoms: Path, output: Path, *arguments: str, overlays: tuple[str, 
 def test_ensemble_flips_and_the_rule_compose(folds, phantoms, tmp_path):
     checkpoints = [str(folds / f"fold{fold}" / "model_final.pt") for fold in range(FOLDS)]
     plain = segment(phantoms, tmp_path / "plain", "--checkpoint", checkpoints[0])
-    command = [sys.executable, "-m", "scripts.small_et", "--metrics", str(folds / "metrics.csv"), "--checkpoint"]
+    command = [sys.executable, "-m", "scripts", "small_et", "--metrics", str(folds / "metrics.csv"), "--checkpoint"]
     chosen = subprocess.run([*command, *checkpoints], env=environment(), capture_output=True, text=True)
     assert chosen.returncode == 0, chosen.stderr
 
@@ -138,8 +138,8 @@ def test_no_folds_to_make_an_ensemble_of(phantoms, tmp_path):
     [(["--folds", "2"], "folds should be that of"), (["--fold", "5", "--folds", "3"], "fold should be from 0 to 2")],
 )
 def test_bad_arguments(folds, phantoms, arguments, sentence):
-    command = [sys.executable, "-m", "scripts.cross_validation", "--dataset_dir", str(phantoms), *arguments]
-    command += ["--output_dir", str(folds), "--modalities", *MODALITIES]
+    command = [sys.executable, "-m", "scripts", "cross_validation", "--dataset_dir", str(phantoms), *arguments]
+    command += ["--output_dir", str(folds), "--modalities", str(MODALITIES)]
     result = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert result.returncode == 1
     assert result.stderr.startswith(f"Error: {sentence}")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.datalist import inference_cases, load_datalist, main, make_datalist
+from scripts.__main__ import main
+from scripts.data.datalist import inference_cases, load_datalist, make_datalist
 from scripts.errors import InputError
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
@@ -139,12 +140,12 @@ class TestCommand:
     def test_written_once(self, tiny_cases, tmp_path, capsys):
         output = tmp_path / "datalist.json"
         arguments = ["--dataset_dir", str(tiny_cases), "--output", str(output), "--seed", "3"]
-        assert not main(arguments)
+        assert not main(["datalist", *arguments])
         assert capsys.readouterr().out == f"{output}: 2 training, 1 validation, 1 testing, 1 inference\n"
         written = output.read_text()
         assert json.loads(written) == json.loads(json.dumps(make_datalist(tiny_cases, seed=3)))
         assert (
-            main([*arguments[:-1], "4"])
+            main(["datalist", *arguments[:-1], "4"])
             == f"Error: output should be a new file, {output} exists: a split is made once."
         )
         assert output.read_text() == written
@@ -155,7 +156,7 @@ class TestCommand:
         gone.unlink()
         for suffix, case in (("flair", "case_2"), ("seg", "case_3")):
             (tiny_cases / case / f"{case}_{suffix}.nii").touch()
-        error = main(["--dataset_dir", str(tiny_cases), "--output", str(tmp_path / "list.json")])
+        error = main(["datalist", "--dataset_dir", str(tiny_cases), "--output", str(tmp_path / "list.json")])
         assert f"Case case_1: t1ce is missing, there is no {gone.name} in {gone.parent}." in error
         assert "Case case_2: flair is doubled" in error
         assert f"{tiny_cases}/case_2/case_2_flair.nii and {tiny_cases}/case_2/case_2_flair.nii.gz" in error
@@ -164,8 +165,15 @@ class TestCommand:
         assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
     def test_exit_codes(self, tiny_cases, tmp_path):
-        command = [sys.executable, "-m", "scripts.datalist", "--dataset_dir", str(tiny_cases)]
-        command += ["--output", str(tmp_path / "list.json"), "--modalities", "flair", "t1ce", "--testing_fraction", "0"]
+        command = [sys.executable, "-m", "scripts", "datalist", "--dataset_dir", str(tiny_cases)]
+        command += [
+            "--output",
+            str(tmp_path / "list.json"),
+            "--modalities",
+            "['flair','t1ce']",
+            "--testing_fraction",
+            "0",
+        ]
         for code in (0, 1):  # the second time the file exists
             done = subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True, timeout=60)
             assert done.returncode == code
@@ -173,7 +181,7 @@ class TestCommand:
         assert json.loads((tmp_path / "list.json").read_text())["testing"] == []
 
     def test_output_in_no_folder(self, tiny_cases, tmp_path):
-        error = main(["--dataset_dir", str(tiny_cases), "--output", str(tmp_path / "no" / "list.json")])
+        error = main(["datalist", "--dataset_dir", str(tiny_cases), "--output", str(tmp_path / "no" / "list.json")])
         assert error == f"Error: output should lie in a folder that exists, {tmp_path}/no does not."
 
 

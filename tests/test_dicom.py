@@ -12,8 +12,9 @@ import pytest
 import SimpleITK
 from dicom_files import OBLIQUE, write_series
 
-from scripts.dicom import main, read_series, sorted_slices, write_image
+from scripts.__main__ import main
 from scripts.errors import InputError
+from scripts.sources.dicom import read_series, sorted_slices, write_image
 
 SHAPE = (5, 6, 8)  # slices, rows, columns
 
@@ -42,7 +43,7 @@ def test_voxels_and_geometry(tmp_path, orientation):
     series = tmp_path / "series"
     write_series(series, voxels(), orientation, names=["c", "a", "e", "b", "d"])
     output = tmp_path / "out" / "p1_t1ce.nii.gz"
-    assert main(["--source", str(series), "--output", str(output)]) is None
+    assert main(["dicom", "--source", str(series), "--output", str(output)]) is None
     assert_same_geometry(output, read_by_simpleitk(series))
     assert (itk.array_from_image(itk.imread(str(output))) == voxels()).all()
     assert [path.name for path in output.parent.iterdir()] == ["p1_t1ce.nii.gz"]
@@ -51,7 +52,7 @@ def test_voxels_and_geometry(tmp_path, orientation):
 @pytest.mark.parametrize("folder", ["dicom/t1post", "dicom/chaos_ct/1/DICOM_anon"])
 def test_real_series(real_data, tmp_path, folder):
     output = tmp_path / "scan.nii.gz"
-    assert main(["--source", str(real_data / folder), "--output", str(output)]) is None
+    assert main(["dicom", "--source", str(real_data / folder), "--output", str(output)]) is None
     assert_same_geometry(output, read_by_simpleitk(real_data / folder))
 
 
@@ -103,7 +104,7 @@ def test_faults(tmp_path, fault):
     write_series(series, voxels(), series=SERIES)
     plant, sentence = FAULTS[fault]
     plant(series)
-    message = main(["--source", str(series), "--output", str(output)])
+    message = main(["dicom", "--source", str(series), "--output", str(output)])
     assert str(message).startswith(f"Error: {series}")
     assert sentence in str(message)
     assert "\n" not in str(message)
@@ -114,7 +115,7 @@ def test_an_output_that_exists_stays(tmp_path):
     write_series(tmp_path / "series", voxels())
     output = tmp_path / "scan.nii.gz"
     output.write_text("mine")
-    assert "exists" in str(main(["--source", str(tmp_path / "series"), "--output", str(output)]))
+    assert "exists" in str(main(["dicom", "--source", str(tmp_path / "series"), "--output", str(output)]))
     assert output.read_text() == "mine"
 
 

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from scripts import export as export_module
+from scripts.__main__ import main
 from scripts.errors import InputError, one_sentence
-from scripts.export import export, main
-from scripts.exported import OnnxNetwork, TorchExportNetwork, TorchScriptNetwork
 from scripts.networks import MISSU
-from scripts.phantom import make_phantom, write_phantoms
+from scripts.sources.phantom import make_phantom, write_phantoms
+from scripts.weights import export as export_module
+from scripts.weights.engines import OnnxNetwork, TorchExportNetwork, TorchScriptNetwork
+from scripts.weights.export import export
 
 pytestmark = pytest.mark.clients
 
@@ -109,14 +110,14 @@ def test_inference_writes_the_same_mask(exports, checkpoint, config_file, tmp_pa
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_an_exported_network_that_is_not_there(config_file, tmp_path, kind):
-    with pytest.raises(InputError, match=r"no\.file is not there: python -m scripts.export writes it"):
+    with pytest.raises(InputError, match=r"no\.file is not there: python -m scripts export writes it"):
         FORMATS[kind][1](str(tmp_path / "no.file"))
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--size", "32", "36", "32"], "size should be divisible by 8, from 16 on, W is 36."),
+        (["--size", "[32,36,32]"], "size should be divisible by 8, from 16 on, W is 36."),
         (["--checkpoint", "/no/model.pt"], "The weights /no/model.pt are not there"),
     ],
     ids=["size", "weights"],
@@ -124,7 +125,7 @@ def test_an_exported_network_that_is_not_there(config_file, tmp_path, kind):
 def test_bad_input_ends_in_one_sentence_and_writes_nothing(checkpoint, config_file, tmp_path, arguments, sentence):
     folder = tmp_path / "exports"
     options = ["--checkpoint", str(checkpoint), "--output_dir", str(folder), "--config_file", *config_file]
-    assert sentence in str(main([*options, *arguments]))
+    assert sentence in str(main(["export", *options, *arguments]))
     assert not folder.exists()
 
 
@@ -132,7 +133,9 @@ def test_weights_of_another_network_are_not_exported(network, config_file, tmp_p
     other = tmp_path / "other.pt"
     torch.save({f"module.{key}": value for key, value in network.state_dict().items()}, other)
     folder = tmp_path / "exports"
-    sentence = str(main(["--checkpoint", str(other), "--output_dir", str(folder), "--config_file", *config_file]))
+    sentence = str(
+        main(["export", "--checkpoint", str(other), "--output_dir", str(folder), "--config_file", *config_file])
+    )
     assert sentence.startswith(f"Error: The weights {other} are of another network: they lack")
     assert "\n" not in sentence
     assert not folder.exists()

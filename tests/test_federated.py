@@ -11,7 +11,7 @@ from monai.fl.utils.constants import ExtraItems
 from monai.fl.utils.exchange_object import ExchangeObject
 
 from scripts.networks import MISSU, SelfDistillation
-from scripts.phantom import write_phantoms
+from scripts.sources.phantom import write_phantoms
 
 pytestmark = pytest.mark.clients
 

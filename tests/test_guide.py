@@ -15,7 +15,7 @@ import torch
 from matplotlib.image import imread
 
 from scripts.networks import MISSU
-from scripts.phantom import write_phantoms
+from scripts.sources.phantom import write_phantoms
 
 pytestmark = pytest.mark.clients
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from scripts.errors import InputError
 from scripts.files import whole_file
-from scripts.inference import (
+from scripts.inference.inferer import (
     AdaptiveInferer,
     AtomicNibabelWriter,
     CaseDataset,
@@ -208,7 +208,7 @@ def test_as_few_windows_as_cover_the_image(size, windows):
     [(None, [(24, 24, 24)]), (11_197_440, [(24, 24, 24)]), (11_197_439, [(16, 16, 16)] * 8)],
 )
 def test_smaller_windows_where_memory_is_short(free, windows, monkeypatch, caplog):
-    monkeypatch.setattr("scripts.inference.free_memory", lambda: free)
+    monkeypatch.setattr("scripts.inference.inferer.free_memory", lambda: free)
     network, image = Recorder(), torch.rand(1, 2, 24, 24, 24)
     inferer = AdaptiveInferer(roi_size=(16, 16, 16), stretch=1.5, overlap=0.5)
     torch.testing.assert_close(inferer(image, network), 2 * image)
@@ -217,7 +217,7 @@ def test_smaller_windows_where_memory_is_short(free, windows, monkeypatch, caplo
 
 
 def test_an_image_that_memory_does_not_hold_is_refused_before(monkeypatch):
-    monkeypatch.setattr("scripts.inference.free_memory", lambda: 3_901_439)
+    monkeypatch.setattr("scripts.inference.inferer.free_memory", lambda: 3_901_439)
     network = Recorder()
     inferer = AdaptiveInferer(roi_size=(16, 16, 16), stretch=1.5, overlap=0.5)
     with pytest.raises(InputError, match=r"windows of roi_size \[16, 16, 16\] needs about 0.0 GiB"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.labels import (
+from scripts.data.labels import (
     LABEL_CONVENTIONS,
     classes_to_regions,
     classes_to_values,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from scripts.lesions import find_lesions, lesion_scores
+from scripts.evaluation.lesions import find_lesions, lesion_scores
 
 SHAPE = (48, 24, 24)
 MISSED = 374

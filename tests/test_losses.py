@@ -12,8 +12,8 @@ from monai.engines import IterationEvents
 from torch import nn
 
 from scripts.errors import InputError
-from scripts.losses import FiniteLoss, MISSULoss, SelfDistillationLoss, attention_map
 from scripts.networks.self_distillation import SelfDistillationOutput
+from scripts.training.losses import FiniteLoss, MISSULoss, SelfDistillationLoss, attention_map
 
 
 def feature(*channels: list[float], dtype: torch.dtype = torch.float32) -> torch.Tensor:

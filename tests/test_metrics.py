@@ -7,7 +7,7 @@ import pytest
 import torch
 from monai.metrics import ConfusionMatrixMetric, DiceMetric
 
-from scripts.metrics import score_region
+from scripts.evaluation.metrics import score_region
 
 
 def line(text: str) -> np.ndarray:

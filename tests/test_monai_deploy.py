@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from scripts.networks import MISSU
-from scripts.phantom import write_phantoms
+from scripts.sources.phantom import write_phantoms
 
 pytestmark = pytest.mark.clients
 

@@ -27,7 +27,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from scripts.networks import MISSU
-from scripts.phantom import make_phantom
+from scripts.sources.phantom import make_phantom
 
 pytestmark = pytest.mark.clients
 

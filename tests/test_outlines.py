@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from scripts.outlines import choose_slices, draw_outlines, main
+from scripts.__main__ import main
+from scripts.pictures.outlines import choose_slices, draw_outlines
 
 SHAPE = (40, 30, 10)
 
@@ -68,7 +69,7 @@ def save(path: Path, volume: np.ndarray) -> Path:
 def test_command_line(tmp_path, capsys):
     image, output = save(tmp_path / "a_ct.nii.gz", grey()), tmp_path / "out" / "a.png"
     mask = save(tmp_path / "a_seg.nii.gz", block(1, slice(9), slice(9), slice(9)))
-    assert main(["--image", str(image), "--prediction", str(mask), "--output", str(output)]) is None
+    assert main(["outlines", "--image", str(image), "--prediction", str(mask), "--output", str(output)]) is None
     assert output.is_file()
     assert capsys.readouterr().out.strip() == str(output)
 
@@ -86,7 +87,7 @@ def test_bad_input(tmp_path, masks, output, sentence):
     save(tmp_path / "mask.nii.gz", np.ones(SHAPE, np.uint8))
     save(tmp_path / "small.nii.gz", np.ones((3, 3, 3), np.uint8))
     given = [part for name in masks for part in ("--truth", str(tmp_path / f"{name}.nii.gz"))]
-    message = main(["--image", str(image), *given, "--output", str(tmp_path / output)])
+    message = main(["outlines", "--image", str(image), *given, "--output", str(tmp_path / output)])
     assert str(message).startswith("Error: ")
     assert sentence in str(message)
     assert not (tmp_path / output).exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scripts.patients import patient_of, patients_of, year_of
+from scripts.data.patients import patient_of, patients_of, year_of
 
 
 @pytest.mark.parametrize(

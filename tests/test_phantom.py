@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from scripts.phantom import lps_affine, main, make_phantom, write_phantoms
+from scripts.__main__ import main
+from scripts.sources.phantom import lps_affine, make_phantom, write_phantoms
 
 SMALL = (32, 40, 36)
 MODALITIES = ["t1", "t1ce", "t2", "flair"]
@@ -153,7 +154,7 @@ def test_nothing_is_overwritten(tmp_path, capsys):
     mine.write_text("keep")
     with pytest.raises(FileExistsError, match="phantom_001 exists already"):
         write_phantoms(tmp_path, 2, SMALL)
-    error = main(["--output_dir", str(tmp_path), "--num_cases", "2", "--shape", "32", "32", "32"])
+    error = main(["phantom", "--output_dir", str(tmp_path), "--num_cases", "2", "--shape", "[32,32,32]"])
     assert "phantom_001 exists already" in str(error)
     assert [path.name for path in tmp_path.iterdir()] == ["phantom_001"]
     assert mine.read_text() == "keep"
@@ -174,7 +175,7 @@ def test_an_interrupted_case_leaves_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--shape", "31", "40", "40"], "at least 32 voxels, not (31, 40, 40)"),
+        (["--shape", "[31,40,40]"], "at least 32 voxels, not (31, 40, 40)"),
         (["--num_cases", "0"], "num_cases should be 1 or more, not 0"),
         (["--seed", "-1"], "seed should be 0 or more, not -1"),
     ],
@@ -182,7 +183,7 @@ def test_an_interrupted_case_leaves_nothing(tmp_path, monkeypatch):
 )
 def test_bad_arguments_end_in_one_sentence(tmp_path, capsys, arguments, message):
     output_dir = tmp_path / "out"
-    error = str(main(["--output_dir", str(output_dir), *arguments]))
+    error = str(main(["phantom", "--output_dir", str(output_dir), *arguments]))
     assert message in error
     assert "\n" not in error
     assert not output_dir.exists()
@@ -190,8 +191,8 @@ def test_bad_arguments_end_in_one_sentence(tmp_path, capsys, arguments, message)
 
 def test_command_line(tmp_path):
     bundle = Path(__file__).parents[1] / "bundle"
-    arguments = ["--output_dir", str(tmp_path), "--num_cases", "1", "--shape", "32", "32", "32"]
-    command = [sys.executable, "-m", "scripts.phantom", *arguments]
+    arguments = ["--output_dir", str(tmp_path), "--num_cases", "1", "--shape", "[32,32,32]"]
+    command = [sys.executable, "-m", "scripts", "phantom", *arguments]
     done = subprocess.run(command, cwd=bundle, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""  # the progress bar is for terminals

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from scripts.picture import choose_slice, draw_case, load_canonical, main, radiological_slice
+from scripts.__main__ import main
+from scripts.pictures.picture import choose_slice, draw_case, load_canonical, radiological_slice
 
 RAS = np.diag([1.0, 1.0, 1.0, 1.0])
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -96,7 +97,7 @@ def test_overlays_are_drawn_where_the_tumor_is(tmp_path, affine):
     prediction = write(tmp_path / "prediction.nii.gz", right_posterior, affine)
     output = tmp_path / "out" / "case.png"
     files = ["--case", str(image), "--modalities", "flair", "--prediction", str(prediction)]
-    assert main([*files, "--output", str(output)]) is None
+    assert main(["picture", *files, "--output", str(output)]) is None
 
     picture = imread(output)
     assert picture.shape[1] == 1600
@@ -129,7 +130,7 @@ def test_output_is_replaced_and_its_path_printed(tmp_path, capsys):
     image = write(tmp_path / "a_t2.nii.gz", grey_image())
     output = tmp_path / "case.png"
     output.write_text("old")
-    assert main(["--case", str(image), "--modalities", "t2", "--output", str(output)]) is None
+    assert main(["picture", "--case", str(image), "--modalities", "t2", "--output", str(output)]) is None
     assert capsys.readouterr().out.strip() == str(output)
     assert output.read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a_t2.nii.gz", "case.png"]
@@ -153,7 +154,11 @@ def test_bad_input_ends_in_one_sentence_and_keeps_the_old_picture(tmp_path, file
         path.write_text("no image") if volume is None else write(path, volume.astype(np.uint8))
     output = tmp_path / "case.png"
     output.write_text("old")
-    error = str(main(["--case", str(tmp_path / "a_flair.nii.gz"), "--modalities", *arguments, "--output", str(output)]))
+    error = str(
+        main(
+            ["picture", "--case", str(tmp_path / "a_flair.nii.gz"), "--modalities", *arguments, "--output", str(output)]
+        )
+    )
     assert message in error
     assert "\n" not in error
     assert output.read_text() == "old"
@@ -168,5 +173,7 @@ def test_the_convention_of_a_prediction_can_be_given(tmp_path):
     image = write(tmp_path / "a_flair.nii.gz", grey_image())
     label = write(tmp_path / "label.nii.gz", with_block(4, slice(4, 16), slice(8, 20), slice(2, 4)))
     files = ["--case", str(image), "--modalities", "flair", "--prediction", str(label)]
-    assert main([*files, "--prediction_convention", "brats2018", "--output", str(tmp_path / "a.png")]) is None
+    assert (
+        main(["picture", *files, "--prediction_convention", "brats2018", "--output", str(tmp_path / "a.png")]) is None
+    )
     orange_center(imread(tmp_path / "a.png"), 0.5, 1)

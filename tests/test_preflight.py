@@ -12,10 +12,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from scripts import preflight as module
-from scripts.cases import list_cases
+from scripts.__main__ import main
+from scripts.checks import preflight as module
+from scripts.checks.preflight import check_before_run, preflight
+from scripts.data.cases import list_cases
 from scripts.errors import InputError
-from scripts.preflight import check_before_run, main, preflight
 
 MODALITIES = ("t1", "t1ce", "t2", "flair")
 SHAPE = (20, 24, 16)
@@ -190,7 +191,7 @@ def ids(plants):
 
 @pytest.mark.parametrize("deep", [False, True], ids=["headers", "deep"])
 def test_a_sound_folder_has_no_fault(folder, deep, capsys):
-    assert main(["--dataset_dir", str(folder), *["--deep"] * deep]) == 0
+    assert main(["preflight", "--dataset_dir", str(folder), *["--deep"] * deep]) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[-1] == "5 cases, no fault(s)."
     assert "Fault " not in out
@@ -198,7 +199,7 @@ def test_a_sound_folder_has_no_fault(folder, deep, capsys):
 
 def check_one(folder: Path, arguments: list[str], case: str, fault: str, detail: str, capsys) -> None:
     report = folder.parent / "out" / "faults.json"
-    assert main(["--dataset_dir", str(folder), "--json", str(report), *arguments]) == 1
+    assert main(["preflight", "--dataset_dir", str(folder), "--json", str(report), *arguments]) == 1
     [found] = json.loads(report.read_text())["faults"]
     assert (found["case"], found["fault"]) == (case, fault)
     assert detail in found["detail"]
@@ -219,7 +220,7 @@ def test_a_fault_in_the_headers_is_found_once(folder, plant, case, fault, detail
 @pytest.mark.parametrize(("plant", "case", "fault", "detail"), VOXELS, ids=ids(VOXELS))
 def test_a_fault_in_the_voxels_is_found_once_and_only_by_deep(folder, plant, case, fault, detail, capsys):
     plant(folder)
-    assert main(["--dataset_dir", str(folder)]) == 0
+    assert main(["preflight", "--dataset_dir", str(folder)]) == 0
     capsys.readouterr()
     check_one(folder, ["--deep"], case, fault, detail, capsys)
 
@@ -249,8 +250,8 @@ def test_all_faults_at_once_are_each_found_in_their_case(tmp_path):
 
 def test_the_convention_is_that_of_the_option(folder):
     arguments = ["--dataset_dir", str(folder), "--deep", "--label_convention"]
-    assert main([*arguments, "brats2024_gli"]) == 0
-    assert main([*arguments, "brats2023"]) == 1
+    assert main(["preflight", *arguments, "brats2024_gli"]) == 0
+    assert main(["preflight", *arguments, "brats2023"]) == 1
 
 
 def test_what_is_the_same_everywhere_is_said_once(folder):
@@ -258,7 +259,7 @@ def test_what_is_the_same_everywhere_is_said_once(folder):
         file(folder, "t1", f"case_{number}").unlink()
     [fault] = preflight(list_cases(folder), MODALITIES).faults
     assert (fault.case, fault.fault, fault.detail) == ("all", "missing modality", "t1")
-    assert main(["--dataset_dir", str(folder), "--modalities", "t1ce", "flair"]) == 0
+    assert main(["preflight", "--dataset_dir", str(folder), "--modalities", "['t1ce','flair']"]) == 0
 
 
 def test_memory_for_the_cache(folder, monkeypatch):
@@ -276,7 +277,7 @@ def test_memory_for_the_cache(folder, monkeypatch):
 def test_free_disk_is_said(folder, monkeypatch, capsys):
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(3 * 2**30))
-    assert main(["--dataset_dir", str(folder)]) == 0
+    assert main(["preflight", "--dataset_dir", str(folder)]) == 0
     assert "disk (3.0 GiB free)" in capsys.readouterr().out
 
 
@@ -294,7 +295,7 @@ def test_one_4d_file_per_case(tmp_path):
 
 
 def test_no_folder(tmp_path, capsys):
-    assert "is not there" in str(main(["--dataset_dir", str(tmp_path / "none")]))
+    assert "is not there" in str(main(["preflight", "--dataset_dir", str(tmp_path / "none")]))
 
 
 def test_headers_of_300_cases_are_read_in_less_than_a_minute(folder, tmp_path):
@@ -306,7 +307,7 @@ def test_headers_of_300_cases_are_read_in_less_than_a_minute(folder, tmp_path):
         for path in (tmp_path / "one" / "a").iterdir():
             shutil.copy(path, case / path.name.replace("a_", f"{case.name}_", 1))
     start = time.perf_counter()
-    assert main(["--dataset_dir", str(many)]) == 0
+    assert main(["preflight", "--dataset_dir", str(many)]) == 0
     assert time.perf_counter() - start < 60
 
 

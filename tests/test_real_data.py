@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from test_workflows import SMALL_NETWORK, configs, read, run
 
-from scripts.datalist import load_datalist, main
-from scripts.transforms import LoadImageCased, ValuesToClassesd
+from scripts.__main__ import main
+from scripts.data.datalist import load_datalist
+from scripts.data.loading import LoadImageCased
+from scripts.data.transforms import ValuesToClassesd
 
 NETWORK = [argument for name, value in SMALL_NETWORK.items() for argument in (f"--network_def#{name}", str(value))]
 
@@ -22,7 +24,7 @@ def gliomas(real_data):
 
 def test_four_modality_gliomas_train_and_are_segmented(gliomas, tmp_path):
     datalist = tmp_path / "datalist.json"
-    assert main(["--dataset_dir", str(gliomas), "--output", str(datalist)]) is None
+    assert main(["datalist", "--dataset_dir", str(gliomas), "--output", str(datalist)]) is None
     cases = {
         entry["case_id"] for split in ("training", "validation") for entry in json.loads(datalist.read_text())[split]
     }

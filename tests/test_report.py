@@ -12,7 +12,7 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 from scipy import stats
 
-from scripts.report import EvaluationReport, interval_of_mean
+from scripts.evaluation.report import EvaluationReport, interval_of_mean
 
 SHAPE = (12, 12, 12)
 METRICS = ["dice", "hd95_mm", "lesion_dice", "lesion_hd95_mm", "nsd_1mm", "sensitivity", "specificity", "accuracy"]

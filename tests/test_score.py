@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from scripts.score import main
+from scripts.__main__ import main
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def folders(tiny_cases, tmp_path) -> dict[str, Path]:
 def score(folders: dict[str, Path], *more: str) -> str | None:
     names = {"truth": "--dataset_dir", "predicted": "--prediction_dir", "output": "--output_dir"}
     paths = [part for name, option in names.items() for part in (option, str(folders[name]))]
-    return main([*paths, *more])
+    return main(["score", *paths, *more])
 
 
 CONVENTIONS = ("--label_convention", "brats2018", "--prediction_convention", "brats2023")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from scripts.losses import MISSULoss
 from scripts.networks import SelfDistillation, training_network
+from scripts.training.losses import MISSULoss
 
 BOTH = pytest.mark.parametrize("detach_teacher", [False, True], ids=["literal", "detached"])
 

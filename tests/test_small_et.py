@@ -12,9 +12,10 @@ import torch
 from monai.data import MetaTensor
 from torch import nn
 
-from scripts.checkpoints import read_record, save_weights
+from scripts.__main__ import main
 from scripts.errors import InputError
-from scripts.small_et import SmallEnhancingToCored, choose_mm3, chosen_mm3, main
+from scripts.evaluation.small_et import SmallEnhancingToCored, choose_mm3, chosen_mm3
+from scripts.weights.checkpoints import read_record, save_weights
 
 
 def prediction(num_et: int, spacing_mm: float = 1.0) -> MetaTensor:
@@ -76,7 +77,7 @@ def test_chosen_on_held_out_cases_and_kept_beside_the_weights(tmp_path, capsys):
     # Each case was held out of one of the folds.
     folds = [save(tmp_path / "fold0.pt", ["a", "c"]), save(tmp_path / "fold1.pt", ["b", "c"])]
     metrics = write_metrics(tmp_path / "metrics.csv", HELD_OUT)
-    assert main(["--metrics", str(metrics), "--checkpoint", *folds]) is None
+    assert main(["small_et", "--metrics", str(metrics), "--checkpoint", *folds]) is None
     assert "ET below 210 mm3 becomes core: mean Dice of ET 0.4500 -> 0.9500 on 2 cases." in capsys.readouterr().out
     assert chosen_mm3(folds) == chosen_mm3(folds[0]) == 210
     record = read_record(folds[0])  # which checks the sha256, too
@@ -87,7 +88,7 @@ def test_chosen_on_held_out_cases_and_kept_beside_the_weights(tmp_path, capsys):
 def test_cases_of_the_training_are_refused(tmp_path):
     weights = save(tmp_path / "model.pt", ["a", "c"])
     before = (tmp_path / "model.json").read_text()
-    message = main(["--metrics", str(write_metrics(tmp_path / "m.csv", HELD_OUT)), "--checkpoint", weights])
+    message = main(["small_et", "--metrics", str(write_metrics(tmp_path / "m.csv", HELD_OUT)), "--checkpoint", weights])
     assert str(message).endswith("should hold cases that the weights were not trained on, it holds a.")
     assert (tmp_path / "model.json").read_text() == before
 
@@ -98,10 +99,12 @@ def test_bad_input(tmp_path):
         chosen_mm3(weights)
     other = tmp_path / "other.csv"
     other.write_text("case,dice_wt\na,1\n")
-    assert "other.csv should be a table of cases" in str(main(["--metrics", str(other), "--checkpoint", weights]))
+    assert "other.csv should be a table of cases" in str(
+        main(["small_et", "--metrics", str(other), "--checkpoint", weights])
+    )
     (tmp_path / "model.json").unlink()
     metrics = write_metrics(tmp_path / "m.csv", HELD_OUT)
-    assert "should have a record" in str(main(["--metrics", str(metrics), "--checkpoint", weights]))
+    assert "should have a record" in str(main(["small_et", "--metrics", str(metrics), "--checkpoint", weights]))
 
 
 def test_members_that_differ(tmp_path):

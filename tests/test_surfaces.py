@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from scripts.surfaces import hd95_mm, surface_dice, symmetric_distances_mm
+from scripts.evaluation.surfaces import hd95_mm, surface_dice, symmetric_distances_mm
 
 MISSED = 373.13
 SHAPE = (24, 16, 16)

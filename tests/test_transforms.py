@@ -14,18 +14,18 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import Compose, NormalizeIntensity
 
-from scripts.datalist import make_datalist
-from scripts.errors import InputError
-from scripts.transforms import (
+from scripts.data.datalist import make_datalist
+from scripts.data.loading import LoadImageCased
+from scripts.data.transforms import (
     ClassesToValuesd,
     LargestLogitd,
-    LoadImageCased,
     NormalizeNonzerod,
     SpacingOfKeysd,
     ValuesToClassesd,
     is_nonzero,
     name_by_case,
 )
+from scripts.errors import InputError
 
 CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
 MODALITIES = ("t1", "t1ce", "t2", "flair")

@@ -18,7 +18,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scripts.networks import MISSU
-from scripts.phantom import write_phantoms
+from scripts.sources.phantom import write_phantoms
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
 REGIONS = {"tc": (1, 3), "wt": (1, 2, 3), "et": (3,)}

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from scripts.networks import MISSU
-from scripts.phantom import write_phantoms
+from scripts.sources.phantom import write_phantoms
 
 ROOT = Path(__file__).parents[1]
 BUNDLE = ROOT / "bundle"

@@ -1,0 +1,58 @@
+"""The one door to all commands: ``python -m scripts <command> --help``, from inside the bundle's folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from .errors import one_sentence
+
+__all__ = ["COMMANDS", "main"]
+
+# By the way that a case goes. argparse and not fire behind each: fire runs a command before it finds an unknown flag.
+COMMANDS = {
+    "phantom": ("sources.phantom", "draw synthetic cases"),
+    "dicom": ("sources.dicom", "one DICOM series to one NIfTI file"),
+    "chaos": ("sources.chaos", "the CHAOS challenge as it is distributed, to cases"),
+    "preflight": ("checks.preflight", "what is wrong with a folder of cases"),
+    "datalist": ("data.datalist", "split a folder of cases by patient"),
+    "cross_validation": (
+        "training.cross_validation",
+        "train all folds and score each case by the one that left it out",
+    ),
+    "score": ("evaluation.score", "score masks that are there already"),
+    "small_et": ("evaluation.small_et", "choose the volume below which enhancing tumor is taken for core"),
+    "picture": ("pictures.picture", "one case as a picture, in colors"),
+    "outlines": ("pictures.outlines", "one case as a picture, in outlines"),
+    "export": ("weights.export", "the network as TorchScript, ONNX and torch.export"),
+}
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:<{width}}{about}" for name, (_, about) in COMMANDS.items()]
+    return "\n".join(["usage: python -m scripts <command> --help", "", "commands:", *lines])
+
+
+def main(argv: Sequence[str]) -> str | int | None:
+    """Runs a command: its exit code, or the sentence of what is wrong with its input."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if argv else 2
+    name, *arguments = argv
+    if name not in COMMANDS:
+        return f"Error: there is no command {name}.\n\n{usage()}"
+    module, _ = COMMANDS[name]
+    try:
+        code: int | None = import_module(f".{module}", __package__).main(arguments)
+        return code
+    except Exception as error:
+        sentence = one_sentence(error)
+        if sentence is None:
+            raise
+        return f"Error: {sentence}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

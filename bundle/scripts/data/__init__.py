@@ -1,0 +1,40 @@
+"""Cases, their files and labels, and what is made of them before they reach the network."""
+
+from __future__ import annotations
+
+from .cache import MappedDataset
+from .datalist import inference_cases, load_datalist
+from .labels import num_classes, regions
+from .loading import LoadImageCased
+from .seeded import SeededDataset, SeededSampler
+from .transforms import (
+    ClassesToRegionsd,
+    ClassesToValuesd,
+    LargestLogitd,
+    NormalizeNonzerod,
+    RegionsToClassesd,
+    SpacingOfKeysd,
+    ValuesToClassesd,
+    is_nonzero,
+    name_by_case,
+)
+
+__all__ = [
+    "ClassesToRegionsd",
+    "ClassesToValuesd",
+    "LargestLogitd",
+    "LoadImageCased",
+    "MappedDataset",
+    "NormalizeNonzerod",
+    "RegionsToClassesd",
+    "SeededDataset",
+    "SeededSampler",
+    "SpacingOfKeysd",
+    "ValuesToClassesd",
+    "inference_cases",
+    "is_nonzero",
+    "load_datalist",
+    "name_by_case",
+    "num_classes",
+    "regions",
+]

@@ -1,0 +1,251 @@
+"""What the files of a case are called, and which of them belong together."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from glob import escape
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import InputError
+
+__all__ = ["Case", "case_id_of", "case_of", "cases_of_batch", "find_cases", "first_file", "list_cases"]
+
+NIFTI_EXTENSIONS = (".nii.gz", ".nii")
+
+MODALITIES = ("t1", "t1ce", "t2", "flair")  # of BraTS, in the order of the network's channels
+
+# The last part of a file's name: BraTS 2018 to 2021 (``<case>_t1ce.nii.gz``), 2023 and later (``<case>-t1c.nii.gz``).
+MODALITY_OF_SUFFIX = {
+    **{name: name for name in (*MODALITIES, "seg")},
+    **{"t1n": "t1", "t1c": "t1ce", "t2w": "t2", "t2f": "flair"},
+    **{name: name for name in ("t1in", "t1out", "t2spir", "ct")},  # CHAOS, as scripts.chaos names them
+}
+# What a dataset.json calls a channel, where it is none of these; the Decathlon says FLAIR, T1w, t1gd, T2w.
+MODALITY_OF_CHANNEL = {**MODALITY_OF_SUFFIX, "t1w": "t1", "t1gd": "t1ce"}
+# The one file that BraTS 2020 itself misnamed, as it stands in the copies of that year.
+MISNAMED = {("BraTS20_Training_355", "W39_1998.09.19_Segm"): "seg"}
+
+# Folders of the Decathlon (one 4D file per case) and of nnU-Net (``<case>_0000.nii.gz`` ..), beside a dataset.json.
+IMAGE_FOLDERS, LABEL_FOLDERS = ("imagesTr", "imagesTs"), ("labelsTr", "labelsTs")
+LABEL = "seg"
+WHOLE = "image"  # one file that holds all modalities of a case as channels
+
+
+@dataclass
+class Case:
+    """The files of one case.
+
+    ``files[name]`` are those found for a modality's name, for ``seg``, or for ``image``: one 4D file of all modalities.
+    ``channels`` are the names in a ``dataset.json``, by their number there, which is the order of a 4D file.
+    """
+
+    case_id: str
+    folder: Path
+    files: dict[str, list[Path]] = field(default_factory=dict)
+    channels: tuple[str, ...] = ()
+
+    def file(self, name: str) -> Path:
+        """The one file of a modality name.
+
+        Raises:
+            InputError: when it is missing or doubled.
+        """
+        found = self.files.get(name, [])
+        if not found:
+            names = (
+                channel_names(self.folder) if any((self.folder / folder).is_dir() for folder in IMAGE_FOLDERS) else ()
+            )
+            ending = f"{names.index(name):04d}" if name in names else name
+            raise InputError(
+                f"Case {self.case_id}: {name} is missing, there is no {self.case_id}_{ending}.nii.gz in {self.folder}."
+            )
+        if len(found) > 1:
+            raise InputError(
+                f"Case {self.case_id}: {name} is doubled, one file is allowed: {' and '.join(map(str, found))}."
+            )
+        return found[0]
+
+    def image(self, modalities: Sequence[str]) -> Path | dict[str, Path]:
+        """The file of each modality by name, in the order given, or the one 4D file."""
+        if WHOLE in self.files:
+            return self.file(WHOLE)
+        return {name: self.file(name) for name in modalities}
+
+
+class FileName(NamedTuple):
+    """What a file's name and folder say: the folder of its case, the case's ID, and the modality."""
+
+    folder: Path
+    case_id: str
+    modality: str
+
+
+def split_file_name(path: Path) -> FileName | None:
+    """What a NIfTI file is, by its name and folder alone; ``None`` for any other file."""
+    name, folder = path.name, path.parent
+    extension = next((end for end in NIFTI_EXTENSIONS if name.lower().endswith(end)), None)
+    if extension is None or name.startswith("."):
+        return None
+    stem = name[: -len(extension)]
+    if modality := MISNAMED.get((folder.name, stem)):
+        return FileName(folder, folder.name, modality)
+    cut = max(stem.rfind("_"), stem.rfind("-"))
+    if cut > 0 and (modality := MODALITY_OF_SUFFIX.get(stem[cut + 1 :].lower())):
+        return FileName(folder, stem[:cut], modality)
+    if folder.name in LABEL_FOLDERS:
+        return FileName(folder.parent, stem, LABEL)
+    if folder.name in IMAGE_FOLDERS:
+        numbered = re.fullmatch(r"(.+)_(\d{4})", stem)
+        if numbered is None:
+            return FileName(folder.parent, stem, WHOLE)
+        names, index = channel_names(folder.parent), int(numbered[2])
+        if index >= len(names):
+            raise InputError(
+                f"{path} is channel {index}, {folder.parent / 'dataset.json'} should name it, it names {len(names)}."
+            )
+        return FileName(folder.parent, numbered[1], names[index])
+    return FileName(folder, stem, WHOLE)
+
+
+@lru_cache
+def channel_names(root: Path) -> tuple[str, ...]:
+    """The channels that the ``dataset.json`` of a folder names, by our names of modalities; none without that file.
+
+    Raises:
+        InputError: when it cannot be read, or names a channel twice.
+    """
+    path = root / "dataset.json"
+    if not path.is_file():
+        return ()
+    try:
+        content = json.loads(path.read_text())
+        named = content.get("channel_names") or content.get("modality") or {}  # nnU-Net's word and the Decathlon's
+        names = [str(named[key]).lower() for key in sorted(named, key=int)]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f'{path} should name the channels as {{"0": "FLAIR", ..}}, it does not: {error}.') from error
+    channels = tuple(MODALITY_OF_CHANNEL.get(name, name) for name in names)
+    if len(set(channels)) < len(channels):
+        raise InputError(f"{path} should name each channel once, it names {', '.join(channels)}.")
+    return channels
+
+
+def group(paths: Sequence[Path]) -> list[Case]:
+    """Cases from files, sorted by case ID: files of one folder with the same case ID belong together.
+
+    Files without a modality in their name count as cases (4D) only in the folders of the Decathlon, or where no file
+    has one: beside BraTS cases they are something else, an atlas or a brain mask.
+    """
+    named = [(path, name) for path in sorted(paths) if (name := split_file_name(path))]
+    if any(name.modality not in (WHOLE, LABEL) for _, name in named):
+        named = [(path, name) for path, name in named if name.modality != WHOLE or path.parent.name in IMAGE_FOLDERS]
+    cases: dict[tuple[str, Path], Case] = {}
+    for path, (folder, case_id, modality) in named:
+        case = cases.setdefault((case_id, folder), Case(case_id, folder))
+        case.files.setdefault(modality, []).append(path)
+        if path.parent != folder:
+            case.channels = channel_names(folder)
+    return sorted(cases.values(), key=lambda case: (case.case_id, case.folder))
+
+
+def list_cases(dataset_dir: str | Path) -> list[Case]:
+    """All cases of a folder and its subfolders, sorted by case ID; an ID may be there more than once.
+
+    Raises:
+        InputError: when the folder does not exist or holds no case.
+    """
+    root = Path(dataset_dir)
+    if not root.is_dir():
+        raise InputError(f"dataset_dir should be a folder of cases, {root} is not there.")
+    cases = group(list(files_below(root)))
+    if not cases:
+        raise InputError(f"dataset_dir should hold NIfTI files such as <case>_flair.nii.gz, {root} holds none.")
+    return cases
+
+
+def files_below(root: Path) -> Iterator[Path]:
+    """All files of a folder and its subfolders but hidden ones; links to folders are followed, each folder once."""
+    seen = set()
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        if (real := os.path.realpath(folder)) in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        yield from (
+            path for name in sorted(names) if not name.startswith(".") and (path := Path(folder, name)).is_file()
+        )
+
+
+def find_cases(dataset_dir: str | Path) -> list[Case]:
+    """All cases of a folder and its subfolders, sorted by case ID.
+
+    Raises:
+        InputError: when the folder does not exist or holds no case, or two folders hold the same case ID.
+    """
+    cases = list_cases(dataset_dir)
+    for case, other in pairwise(cases):
+        if case.case_id == other.case_id:
+            raise InputError(
+                f"Case {case.case_id} is doubled, one folder is allowed: {case.folder} and {other.folder}."
+            )
+    return cases
+
+
+def case_of(path: str | Path) -> Case:
+    """The case that a file belongs to, with its siblings; or the one case of a folder.
+
+    Raises:
+        InputError: when a folder holds another number of cases than one.
+    """
+    path = Path(path)
+    if path.is_dir():
+        cases = find_cases(path)
+        if len(cases) > 1:
+            raise InputError(f"{path} should hold one case, it holds {', '.join(case.case_id for case in cases)}.")
+        return cases[0]
+    name = split_file_name(path)
+    if name is None:
+        return Case(path.name.split(".")[0], path.parent, {WHOLE: [path]})
+    if name.modality == WHOLE:
+        channels = channel_names(name.folder) if path.parent != name.folder else ()
+        return Case(name.case_id, name.folder, {WHOLE: [path]}, channels)
+    folders = {path.parent, *(name.folder / folder for folder in (*IMAGE_FOLDERS, *LABEL_FOLDERS))}
+    pattern = (
+        "*" if path.parent == name.folder else f"{escape(name.case_id)}*"
+    )  # thousands of files in nnU-Net's folders
+    siblings = [entry for folder in folders for entry in folder.glob(pattern) if is_of(entry, name)]
+    return group(siblings)[0] if siblings else Case(name.case_id, name.folder)
+
+
+def first_file(entry: Mapping[str, Any]) -> str:
+    """A file of an entry's image, which is one file or a mapping from modality to file."""
+    image = entry["image"]
+    return str(next(iter(image.values())) if isinstance(image, Mapping) else image)
+
+
+def case_id_of(entry: Mapping[str, Any]) -> str:
+    """The case of a datalist's entry: as the entry names it, else as its files do."""
+    return entry.get("case_id") or case_of(first_file(entry)).case_id
+
+
+def cases_of_batch(batch: Mapping[str, Any]) -> list[str]:
+    """The cases of a batch, sorted: as its entries name them, else as the loader did."""
+    return sorted(set(batch["case_id"] if "case_id" in batch else batch["image"].meta["case_id"]))
+
+
+def folder_of(path: str | Path) -> Path:
+    """The folder of a file's case: its own, or above ``imagesTr`` and the like where all cases share them."""
+    name = split_file_name(Path(path))
+    return Path(path).parent if name is None else name.folder
+
+
+def is_of(path: Path, name: FileName) -> bool:
+    other = split_file_name(path)
+    return other is not None and (other.folder, other.case_id) == (name.folder, name.case_id)

@@ -1,0 +1,175 @@
+"""A case read from disk by modality name, with all that can be checked while it is read."""
+
+from __future__ import annotations
+
+import gzip
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, cast
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor, NibabelReader
+from monai.data.utils import correct_nifti_header_if_necessary
+from monai.transforms import LoadImage, LoadImaged
+from monai.utils import ensure_tuple
+
+from ..errors import InputError
+from .cases import Case, case_of
+
+__all__ = ["LoadImageCased", "air", "check_same_space", "image_loader", "read"]
+
+AFFINE_TOLERANCE = 1e-3  # mm; headers of one case differ by rounding
+
+
+class LoadImageCased(LoadImaged):
+    """Loads a case: ``image`` as (modalities, H, W, D) and, where asked for, ``label`` as (1, H, W, D).
+
+    ``image`` is given as a mapping from modality name to file, as one of the case's files (the siblings are found by
+    name), as the folder of the case, or as one 4D file whose channels have the order of ``channel_order``, else that of
+    the Decathlon's ``dataset.json``, else that of ``modalities``. The air around the brain becomes zero: some exports
+    of z-scored scans keep it at a constant of their own. The name contains ``LoadImage`` because MONAI Deploy finds by
+    it what to leave out.
+
+    Args:
+        keys: ``image``, or ``image`` and ``label``.
+        modalities: names of the modalities, in the order of the network's channels.
+        channel_order: names of the channels of a 4D file, in the order of the file; those of ``modalities`` among them.
+
+    Raises:
+        InputError: when a file cannot be read, is missing or doubled, the shapes or affines within the case differ, a
+            modality is zero everywhere or holds NaN or infinity, a 4D file has another number of channels, or their
+            names do not hold each modality once.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, modalities: Sequence[str], channel_order: Sequence[str] | None = None
+    ) -> None:
+        super().__init__(keys)
+        self.modalities = tuple(modalities)
+        self.channel_order = tuple(channel_order or ())
+        if self.channel_order and any(
+            self.channel_order.count(name) != 1 for name in (*modalities, *self.channel_order)
+        ):
+            raise InputError(
+                f"channel_order should name each of {', '.join(self.modalities)} once, "
+                f"got {', '.join(self.channel_order)}."
+            )
+
+    def __call__(self, data: Mapping[Hashable, Any], reader: Any = None) -> dict[Hashable, Any]:
+        d = dict(data)
+        first, *others = self.keys
+        d[first] = image = self.load_image(d[first], d.get("case_id"))
+        case_id = image.meta["case_id"]
+        for key in others:
+            label = read(image_loader(), case_id, d[key], channels=[str(key)])
+            check_same_space(case_id, label, image)
+            label.meta["case_id"] = case_id
+            d[key] = label
+        return d
+
+    def load_image(self, source: Mapping[str, str] | str, case_id: str | None) -> MetaTensor:
+        files: Mapping[str, str | Path] | Path
+        case = Case(case_id or "", Path())
+        if not isinstance(source, Mapping) or case_id is None:
+            case = case_of(next(iter(source.values())) if isinstance(source, Mapping) else source)
+        case_id = case_id or case.case_id
+        files = source if isinstance(source, Mapping) else case.image(self.modalities)
+        if isinstance(files, Mapping):
+            # Unpacking and copying let go of Python's lock, so that the files are read beside each other.
+            with ThreadPoolExecutor(len(self.modalities)) as threads:
+                volumes = list(
+                    threads.map(lambda name: read(image_loader(), case_id, files[name], [name]), self.modalities)
+                )
+            for volume in volumes:
+                check_same_space(case_id, volume, volumes[0])
+            image = cast(MetaTensor, torch.cat(tuple(volumes)))
+        else:
+            order = self.channel_order or case.channels or self.modalities
+            for name in self.modalities:
+                if name not in order:
+                    raise InputError(f"Case {case_id}: {name} is missing, {files} has the channels {', '.join(order)}.")
+            channels = read(image_loader(), case_id, files, channels=order)
+            image = cast(MetaTensor, channels[[order.index(name) for name in self.modalities]])
+        for name, volume in zip(self.modalities, image):
+            file = files[name] if isinstance(files, Mapping) else files
+            lowest, highest = (float(value) for value in volume.as_tensor().aminmax())  # NaN if there is one
+            if not (math.isfinite(lowest) and math.isfinite(highest)):
+                raise InputError(f"Case {case_id}: {name} should be finite, {file} holds NaN or infinity.")
+            constant = air(volume)
+            if lowest == highest == constant:
+                raise InputError(f"Case {case_id}: {name} should show something, {file} is zero everywhere.")
+            if constant:
+                volume -= constant
+        image.meta["case_id"] = case_id
+        return image
+
+
+class CheckedNibabelReader(NibabelReader):
+    """Reads a ``.nii.gz`` to its end, where its check sum stands.
+
+    nibabel stops with the last voxel. A file with a wrong bit can be unpacked all the same, to other voxels.
+    """
+
+    def read(self, data: Any, **kwargs: Any) -> Any:
+        [name] = ensure_tuple(data)
+        if not str(name).lower().endswith(".gz"):
+            return super().read(data, **kwargs)
+        content = gzip.decompress(Path(name).read_bytes())
+        for kind in (nib.Nifti1Image, nib.Nifti2Image):
+            if kind.header_class.may_contain_header(content):
+                self.filenames = (name,)  # as MONAI's does, for get_data
+                return correct_nifti_header_if_necessary(kind.from_bytes(content))
+        raise nib.filebasedimages.ImageFileError("it is no NIfTI file")
+
+
+def image_loader() -> LoadImage:
+    """Reads (channels, H, W, D); one for each thread.
+
+    MONAI takes the reader that was registered last of those that know a suffix.
+    """
+    loader = LoadImage(image_only=True, ensure_channel_first=True)
+    loader.register(CheckedNibabelReader())
+    return loader
+
+
+def read(loader: LoadImage, case_id: str | None, file: str | Path, channels: Sequence[str]) -> MetaTensor:
+    """One file as (channels, H, W, D), float32."""
+    if not Path(file).is_file():
+        raise InputError(f"Case {case_id}: {file} is not there.")
+    try:
+        volume = loader(file)
+    except Exception as error:  # nibabel, gzip and ITK have an error of their own for each way of being damaged
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].rstrip(".")
+        raise InputError(f"Case {case_id}: {file} cannot be read as an image: {reason}.") from error
+    if volume.ndim != 4 or len(volume) != len(channels):
+        raise InputError(
+            f"Case {case_id}: {file} should be 3D with {len(channels)} channel(s) ({', '.join(channels)}), "
+            f"it has {len(volume)} channel(s) of shape {list(volume.shape[1:])}."
+        )
+    return volume
+
+
+def check_same_space(case_id: str | None, volume: MetaTensor, reference: MetaTensor) -> None:
+    file, reference_file = volume.meta["filename_or_obj"], reference.meta["filename_or_obj"]
+    if volume.shape[1:] != reference.shape[1:]:
+        raise InputError(
+            f"Case {case_id}: the files should have one shape, {file} has {list(volume.shape[1:])} "
+            f"and {reference_file} {list(reference.shape[1:])}."
+        )
+    difference = (volume.affine - reference.affine).abs().max().item()
+    if not difference <= AFFINE_TOLERANCE:
+        raise InputError(
+            f"Case {case_id}: the files should have one affine, {file} and {reference_file} differ by {difference:g}."
+        )
+
+
+def air(volume: torch.Tensor | np.ndarray) -> float:
+    """The value of the air in a volume (H, W, D): what fills all eight corners, else 0."""
+    corners = volume[:: volume.shape[0] - 1 or 1, :: volume.shape[1] - 1 or 1, :: volume.shape[2] - 1 or 1]
+    value = float(corners.flatten()[0])
+    return value if bool((corners == value).all()) else 0.0

@@ -1,0 +1,12 @@
+"""What a mask scores against the truth."""
+
+from __future__ import annotations
+
+from .report import EvaluationReport
+from .small_et import SmallEnhancingToCored, chosen_mm3
+
+__all__ = [
+    "EvaluationReport",
+    "SmallEnhancingToCored",
+    "chosen_mm3",
+]

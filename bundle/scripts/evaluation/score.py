@@ -1,0 +1,97 @@
+"""Scores masks that are there already, of this network or any other, against the truth.
+
+    python -m scripts score --dataset_dir BraTS2023 --prediction_dir eval --label_convention brats2023
+
+Labels are ``<case>_seg.nii.gz`` or in one of the layouts of a data set, predictions ``<case>_seg.nii.gz`` or
+``<case>.nii.gz``. Every prediction needs its label, and the other way round: a case left out would improve the mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from tqdm.auto import tqdm
+
+from ..arguments import listed
+from ..data.cases import LABEL, WHOLE, Case, find_cases
+from ..data.labels import LABEL_CONVENTIONS, classes_to_regions, regions, values_to_classes
+from ..data.loading import check_same_space, image_loader, read
+from ..errors import InputError
+from .metrics import CHAOS_METRICS, METRICS
+from .report import EvaluationReport
+from .surfaces import MISSED_MM
+
+__all__ = ["main", "score_masks"]
+
+
+def score_masks(
+    dataset_dir: str | Path,
+    prediction_dir: str | Path,
+    output_dir: str | Path,
+    label_convention: str,
+    prediction_convention: str | None = None,
+    **rules: Any,
+) -> None:
+    """Writes and prints the report of ``configs/evaluate.json`` for masks on disk.
+
+    Args:
+        dataset_dir: folder with the labels.
+        prediction_dir: folder with the predictions.
+        output_dir: folder for the three CSV files.
+        label_convention: of the labels; its regions are scored.
+        prediction_convention: of the predictions, by default that of the labels.
+        rules: as in :class:`scripts.evaluation.EvaluationReport`.
+
+    Raises:
+        InputError: when a label or a prediction is missing, cannot be read, lies elsewhere or holds another value.
+    """
+    truths = {case.case_id: case.file(LABEL) for case in find_cases(dataset_dir) if LABEL in case.files}
+    predictions = {case.case_id: mask_of(case) for case in find_cases(prediction_dir)}
+    for case_id in sorted(truths.keys() ^ predictions.keys()):
+        lacking, folder = ("prediction", prediction_dir) if case_id in truths else ("label", dataset_dir)
+        raise InputError(f"Case {case_id}: the {lacking} is missing in {folder}.")
+    report = EvaluationReport(output_dir, tuple(regions(label_convention)), rules)
+    for case_id, path in tqdm(sorted(truths.items()), desc="scoring", leave=False, disable=None):
+        truth = load_regions(case_id, path, label_convention, label_convention)
+        predicted_by = prediction_convention or label_convention
+        prediction = load_regions(case_id, predictions[case_id], predicted_by, label_convention)
+        check_same_space(case_id, prediction, truth)
+        report.add(case_id, prediction, truth)
+    report.write()
+
+
+def mask_of(case: Case) -> Path:
+    return case.file(LABEL if LABEL in case.files else WHOLE)
+
+
+def load_regions(case_id: str, path: Path, convention: str, label_convention: str) -> MetaTensor:
+    """The regions of one mask (regions, H, W, D)."""
+    mask = read(image_loader(), case_id, path, channels=[LABEL])
+    try:
+        classes = values_to_classes(mask, convention)
+    except ValueError as error:
+        raise InputError(f"Case {case_id}: {path}: {error}") from error
+    return MetaTensor(classes_to_regions(torch.as_tensor(classes), label_convention), meta=mask.meta)
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m scripts score", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--dataset_dir", type=Path, required=True, help="folder with the labels")
+    parser.add_argument("--prediction_dir", type=Path, required=True, help="folder with the masks to score")
+    parser.add_argument("--output_dir", type=Path, default=Path("eval"), help="folder for the CSV files")
+    parser.add_argument("--label_convention", choices=LABEL_CONVENTIONS, required=True, help="of the labels")
+    parser.add_argument("--prediction_convention", choices=LABEL_CONVENTIONS, help="where it is another")
+    parser.add_argument(
+        "--metrics", type=listed(str), default=METRICS, help=f"of {', '.join((*METRICS, *CHAOS_METRICS))}"
+    )
+    parser.add_argument(
+        "--missed_mm", type=float, default=MISSED_MM, help="distance where one mask is empty; default: %(default)s"
+    )
+    parser.add_argument("--lesion_dilations", type=int, default=3)
+    parser.add_argument("--lesion_min_mm3", type=float, default=50.0)
+    score_masks(**vars(parser.parse_args(argv)))

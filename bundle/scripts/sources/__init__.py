@@ -1,0 +1,1 @@
+"""What becomes cases: DICOM series, the CHAOS challenge, synthetic brains."""

@@ -1,0 +1,134 @@
+"""One DICOM series to one NIfTI file: slices in the order of their positions, geometry kept.
+
+python -m scripts dicom --source <folder of one series> --output <case>/<case>_t1ce.nii.gz
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import itk
+import numpy as np
+
+from ..data.cases import NIFTI_EXTENSIONS
+from ..errors import InputError
+from ..files import whole_file
+
+__all__ = ["read_series", "sorted_slices", "write_image"]
+
+EXTENSIONS = (".dcm", ".ima", "")
+POSITION, ORIENTATION, SERIES = "0020|0032", "0020|0037", "0020|000e"  # DICOM tags
+GAP_TOLERANCE = 0.05  # of the usual distance of slices; scanners round positions
+
+
+class Slice(NamedTuple):
+    """What the header of one slice says: its file, the place of its first voxel (x, y, z) in mm, and its kind."""
+
+    file: Path
+    position: np.ndarray
+    orientation: tuple[float, ...]
+    series: str
+    size: tuple[int, int]
+
+
+def read_header(file: Path) -> Slice:
+    """The header of one DICOM file.
+
+    Raises:
+        InputError: when it is no DICOM file of one slice with a position.
+    """
+    io = itk.GDCMImageIO.New(FileName=str(file))
+    try:
+        io.ReadImageInformation()
+        tags = io.GetMetaDataDictionary()
+        position, orientation = (np.array(tags[tag].split("\\"), float) for tag in (POSITION, ORIENTATION))
+        series = tags[SERIES].strip()
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise InputError(f"{file} cannot be read as a DICOM slice with a position.") from error
+    columns, rows, frames = (io.GetDimensions(axis) for axis in range(3))
+    if frames != 1:
+        raise InputError(f"{file} should hold one slice, it holds {frames}.")
+    return Slice(file, position, tuple(orientation.round(3)), series, (rows, columns))
+
+
+def sorted_slices(folder: Path) -> list[Path]:
+    """The files of the one series in a folder, in the order of their positions along the normal of the slices.
+
+    Raises:
+        InputError: when there is none, a file is damaged, series are mixed, a slice is missing or doubled.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} should be a folder of DICOM files, it is not there.")
+    files = sorted(
+        file
+        for file in folder.iterdir()
+        if file.is_file() and file.suffix.lower() in EXTENSIONS and file.name[0] != "." and file.name != "DICOMDIR"
+    )
+    if not files:
+        raise InputError(f"{folder} should hold the DICOM files of a series, it holds none.")
+    slices = [read_header(file) for file in files]
+    first = slices[0]
+    for other in slices:
+        for what in ("series", "orientation", "size"):
+            if getattr(other, what) != getattr(first, what):
+                raise InputError(
+                    f"{folder} should hold one series, {first.file.name} and {other.file.name} differ in {what}."
+                )
+    if len(slices) == 1:
+        return files
+    row, column = first.orientation[:3], first.orientation[3:]
+    normal = np.cross(row, column)
+    places = np.array([float(normal @ each.position) for each in slices])
+    order = np.argsort(places, kind="stable")
+    steps = np.diff(places[order])
+    usual = float(np.median(steps))
+    for below, above, step in zip(order, order[1:], steps):
+        names = f"{slices[below].file.name} and {slices[above].file.name}"
+        if step < GAP_TOLERANCE * max(usual, 1e-3):
+            raise InputError(f"{folder} should hold each slice once, {names} have the same position.")
+        if abs(step - usual) > GAP_TOLERANCE * usual:
+            raise InputError(
+                f"{folder} should hold slices at one distance, {usual:.2f} mm: {names} are {step:.2f} mm apart."
+            )
+    return [slices[index].file for index in order]
+
+
+def read_series(folder: Path) -> Any:
+    """The series of a folder as an ITK image of float32.
+
+    Raises:
+        InputError: as :func:`sorted_slices`, and when voxels cannot be read.
+    """
+    files = sorted_slices(folder)
+    try:
+        return itk.imread([str(file) for file in files], itk.F)
+    except RuntimeError as error:
+        raise InputError(f"{folder}: the voxels of its slices cannot be read.") from error
+
+
+def write_image(image: Any, path: Path) -> None:
+    """Writes an ITK image whole or not at all; as int16 where nothing is lost by it."""
+    voxels = itk.array_view_from_image(image)
+    limits = np.iinfo(np.int16)
+    if voxels.min() >= limits.min and voxels.max() <= limits.max and (voxels == np.rint(voxels)).all():
+        image = itk.cast_image_filter(image, ttype=(type(image), itk.Image[itk.SS, 3]))
+    with whole_file(path) as temporary:
+        itk.imwrite(image, str(temporary), compression=True)
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m scripts dicom", description="One DICOM series to one NIfTI file.")
+    parser.add_argument("--source", type=Path, required=True, help="folder of one series")
+    parser.add_argument("--output", type=Path, required=True, help="such as <case>/<case>_t1ce.nii.gz; a new file")
+    arguments = parser.parse_args(argv)
+    if not arguments.output.name.endswith(NIFTI_EXTENSIONS):
+        raise InputError(f"output should end with .nii.gz or .nii, it is {arguments.output}.")
+    if arguments.output.exists():
+        raise InputError(f"output should be a new file, {arguments.output} exists.")
+    image = read_series(arguments.source)
+    write_image(image, arguments.output)
+    size, spacing = itk.size(image), itk.spacing(image)
+    print(f"{arguments.output}: {' x '.join(map(str, size))} voxels of {' x '.join(f'{mm:.3g}' for mm in spacing)} mm.")

@@ -1,0 +1,111 @@
+"""Cross-validation by one command: trains the folds one after another, scores each case by the fold that left it out.
+
+    python -m scripts cross_validation --dataset_dir BraTS2019 --output_dir folds --folds 5
+
+Below ``output_dir``: ``datalist.json`` with the split, ``fold0`` .. with weights and tables, and the tables of all
+held-out cases. The last weights of a fold are scored, not those that the held-out cases would choose. What is done is
+not done again, and a training goes on from its last checkpoint, so the same command serves after an interruption.
+Overlays and knobs of the training go through:
+``--config_file "['configs/train.json','configs/cpu.json']" -- --max_epochs 300``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from ..arguments import listed
+from ..data.cases import MODALITIES
+from ..data.datalist import make_datalist, write_new
+from ..errors import InputError
+from ..evaluation.report import merge_reports
+
+__all__ = ["main", "run_fold"]
+
+BUNDLE = Path(__file__).parents[2]
+
+
+def split_of(dataset_dir: Path, output_dir: Path, modalities: Sequence[str], folds: int, seed: int) -> Path:
+    """The datalist of a cross-validation, made at the first run and kept.
+
+    Raises:
+        InputError: when it is there with another number of folds, seed or modalities.
+    """
+    path = output_dir / "datalist.json"
+    wanted = {"folds": folds, "seed": seed, "modalities": list(modalities)}
+    if not path.exists():
+        output_dir.mkdir(parents=True, exist_ok=True)
+        made = make_datalist(dataset_dir, modalities, seed=seed, testing_fraction=0.0, folds=folds)
+        write_new(path, json.dumps(made, indent=2) + "\n")
+    there = json.loads(path.read_text())
+    for name, value in wanted.items():
+        if there.get(name) != value:
+            raise InputError(
+                f"{name} should be that of {path}, {there.get(name)}, got {value}: take another output_dir."
+            )
+    return path
+
+
+def run_fold(fold: int, config_file: Sequence[str], knobs: Sequence[str], output_dir: Path) -> None:
+    """Trains a fold and scores its held-out cases; a fold that has its ``metrics.csv`` is done already.
+
+    Raises:
+        InputError: when the training or the evaluation fails; the log of the fold says why.
+    """
+    folder = output_dir / f"fold{fold}"
+    if (folder / "metrics.csv").is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    first, *overlays = config_file
+    common = [*knobs, "--fold", str(fold), "--ckpt_dir", str(folder), "--output_dir", str(folder)]
+    weights = folder / "model_final.pt"
+    held_out = ["--split", "validation", "--checkpoint", str(weights)]
+    workflows = {
+        "training": [str([first, *overlays]), *common, "--resume", "auto"],
+        "evaluating": [str([first, str(BUNDLE / "configs" / "evaluate.json"), *overlays]), *common, *held_out],
+    }
+    with open(folder / "log.txt", "a") as log:
+        for workflow, arguments in workflows.items():
+            if workflow == "training" and weights.is_file():
+                continue  # it is written at the end of a training
+            command = [sys.executable, "-m", "monai.bundle", "run", workflow, "--config_file", *arguments]
+            if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode:
+                raise InputError(f"The {workflow} of fold {fold} failed, the end of {log.name} says why.")
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts cross_validation", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--dataset_dir", type=Path, required=True, help="folder of cases")
+    parser.add_argument("--output_dir", type=Path, default=Path("folds"), help="default: %(default)s")
+    parser.add_argument("--folds", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--fold", type=int, help="only this one")
+    parser.add_argument("--seed", type=int, default=0, help="of the split")
+    parser.add_argument("--modalities", type=listed(str), default=list(MODALITIES))
+    parser.add_argument(
+        "--config_file",
+        type=listed(str),
+        default=[str(BUNDLE / "configs" / "train.json")],
+        help="the training's configs",
+    )
+    parser.add_argument("knobs", nargs="*", help="after --: knobs of the training, such as -- --max_epochs 300")
+    arguments = parser.parse_args(argv)
+    output_dir = arguments.output_dir
+    datalist = split_of(arguments.dataset_dir, output_dir, arguments.modalities, arguments.folds, arguments.seed)
+    if arguments.fold is not None and arguments.fold not in range(arguments.folds):
+        raise InputError(f"fold should be from 0 to {arguments.folds - 1}, got {arguments.fold}.")
+    knobs = [*arguments.knobs, "--bundle_root", str(BUNDLE), "--dataset_dir", str(arguments.dataset_dir)]
+    knobs += ["--data_list_file_path", str(datalist), "--modalities", str(arguments.modalities)]
+    folds = range(arguments.folds) if arguments.fold is None else [arguments.fold]
+    for fold in tqdm(folds, desc="folds", disable=None):
+        run_fold(fold, arguments.config_file, knobs, output_dir)
+    folders = [output_dir / f"fold{fold}" for fold in range(arguments.folds)]
+    if all((folder / "metrics.csv").is_file() for folder in folders):
+        merge_reports(folders, output_dir)

@@ -1,0 +1,243 @@
+"""Weights on disk: written whole or not at all, loaded only where they fit, with a record of what they come from."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import monai
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+from ..data.cases import case_id_of, first_file, folder_of
+from ..errors import InputError
+from ..files import whole_file
+from ..networks import Ensemble
+
+__all__ = [
+    "CheckpointLoader",
+    "WeightsSaver",
+    "describe",
+    "fold_checkpoints",
+    "load_weights",
+    "read_record",
+    "read_state",
+    "save_weights",
+    "write_state",
+]
+
+logger = logging.getLogger(__name__)
+
+METADATA = Path(__file__).parents[2] / "configs" / "metadata.json"
+
+
+def write_state(state: Mapping[str, Any], path: Path, outdated: Path | None = None) -> None:
+    """Writes what ``state_dict`` gave, for :func:`read_state`; a file that was there is replaced at the end, at once.
+
+    Args:
+        state: tensors and plain values.
+        path: file to write.
+        outdated: a file about the one that is replaced, removed just before.
+
+    Raises:
+        InputError: when it cannot be written; what was there is there still.
+    """
+    content = io.BytesIO()  # torch.save hides why a write to a file failed
+    torch.save(state, content)
+    try:
+        with whole_file(path) as temporary, open(temporary, "wb") as file:
+            file.write(content.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+            if outdated is not None:
+                outdated.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Reads tensors and plain values; a file that would run code when it is read is refused.
+
+    Raises:
+        InputError: when it is damaged or no such file.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file fails in zipfile, pickle or torch, each with errors of its own
+        raise InputError(f"{path} cannot be read as a state_dict ({type(error).__name__}).") from error
+    if not isinstance(state, dict):
+        raise InputError(f"{path} should hold a state_dict, it holds a {type(state).__name__}.")
+    return state
+
+
+def save_weights(network: nn.Module, path: str | Path, record: Mapping[str, Any] | None = None) -> None:
+    """Writes a network's ``state_dict``; a file that was there is replaced at the end, in one step.
+
+    The record of the weights goes beside them, with their sha256: ``model.json`` beside ``model.pt``. At no time is
+    there a record of other weights.
+    """
+    path = Path(path)
+    write_state(network.state_dict(), path, outdated=path.with_suffix(".json"))
+    if record is not None:
+        with whole_file(path.with_suffix(".json")) as temporary:
+            temporary.write_text(json.dumps({**record, "sha256": sha256(path)}, indent=2) + "\n")
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def read_record(path: str | Path) -> dict[str, Any] | None:
+    """The record beside weights; ``None`` where there is none.
+
+    Raises:
+        InputError: when it cannot be read, or is that of other weights.
+    """
+    path = Path(path)
+    file = path.with_suffix(".json")
+    if not file.is_file():
+        return None
+    try:
+        record = json.loads(file.read_text())
+        digest = record["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"The record {file} of the weights {path} cannot be read: delete it to go on without."
+        ) from error
+    if digest != sha256(path):
+        raise InputError(
+            f"The weights {path} are not those that {file} tells of, the sha256 differs: "
+            f"restore them, or delete {file}."
+        )
+    return record
+
+
+def describe(path: str | Path) -> str:
+    """One line on where weights come from, by their record."""
+    record = read_record(path)
+    if record is None:
+        return f"{path}: of unknown origin, there is no {Path(path).stem}.json beside it."
+    metrics = "".join(f", {name} {value:.3f}" for name, value in record["metrics"].items())
+    return f"{path}: trained on {record['dataset']} ({len(record['cases'])} cases), epoch {record['epoch']}{metrics}."
+
+
+def load_weights(network: nn.Module, path: str | Path) -> None:
+    """Loads a ``state_dict`` into a network that has exactly its keys and shapes.
+
+    Raises:
+        InputError: when the file is not there, is no file of weights, or belongs to another network.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"The weights {path} are not there: train first, or name others by --checkpoint.")
+    weights = read_state(path)
+    wanted = network.state_dict()
+    for rule, keys in (("lack", wanted.keys() - weights.keys()), ("have too much", weights.keys() - wanted.keys())):
+        if keys:
+            raise InputError(
+                f"The weights {path} are of another network: they {rule}: {len(keys)} keys, such as {min(keys)}."
+            )
+    for key, value in weights.items():
+        if value.shape != wanted[key].shape:
+            raise InputError(
+                f"The weights {path} are of another network: {key} has shape {list(value.shape)}, the network wants "
+                f"{list(wanted[key].shape)}; modalities, roi_size and label_convention should be those of the training."
+            )
+    network.load_state_dict(weights)
+
+
+def fold_checkpoints(folder: str | Path) -> list[str]:
+    """The weights of each fold below the ``output_dir`` of ``python -m scripts cross_validation``.
+
+    Raises:
+        InputError: when there are none.
+    """
+    found = sorted(Path(folder).glob("fold*/model_final.pt"))
+    if not found:
+        raise InputError(f"folds_dir should hold weights such as fold0/model_final.pt, {folder} does not.")
+    return [str(path) for path in found]
+
+
+class CheckpointLoader:
+    """Handler that loads weights when an engine starts. Named as MONAI's, so that MONAI FL recognizes it.
+
+    Args:
+        load_path: the weights; for an :class:`~scripts.networks.Ensemble` those of each member.
+        network: what they are loaded into.
+    """
+
+    def __init__(self, load_path: str | Sequence[str], network: nn.Module) -> None:
+        self.load_paths = [load_path] if isinstance(load_path, str) else list(load_path)
+        self.networks = list(network.members) if isinstance(network, Ensemble) else [network]
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        for path, network in zip(self.load_paths, self.networks, strict=True):
+            load_weights(network, path)
+            line = describe(path)
+            if idist.get_rank() == 0:
+                logger.info(line)
+
+
+class WeightsSaver:
+    """Handler that saves a network: with each best value of the key metric, or when the run is completed.
+
+    MONAI's ``CheckpointSaver`` writes in place: a run that is killed there leaves half a file.
+
+    Args:
+        path: file to write.
+        network: the network whose weights are kept.
+        only_best: ``True`` for a validation, whose key metric decides; ``False`` for the end of a training.
+        data: the list of cases trained on, for the record beside the weights; ``None`` for no record.
+        settings: what else the record tells of the training.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        network: nn.Module,
+        only_best: bool,
+        data: Iterable[Mapping[str, Any]] | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.path = path
+        self.network = network
+        self.only_best = only_best
+        self.data = data
+        self.settings = settings or {}
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_COMPLETED if self.only_best else Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        state: Any = engine.state
+        is_due = not self.only_best or state.best_metric_epoch == state.epoch
+        if is_due and idist.get_rank() == 0:
+            save_weights(self.network, self.path, None if self.data is None else self.record(state))
+
+    def record(self, state: Any) -> dict[str, Any]:
+        items = list(self.data or ())
+        return {
+            "dataset": Path(os.path.commonpath([folder_of(first_file(item)) for item in items])).name,
+            "cases": sorted(map(case_id_of, items)),
+            "settings": dict(self.settings),
+            "epoch": state.epoch,
+            "metrics": {name: float(value) for name, value in state.metrics.items()},
+            "versions": {
+                "bundle": json.loads(METADATA.read_text())["version"],
+                "monai": monai.__version__,
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+            },
+        }
