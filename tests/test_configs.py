@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.transforms import Compose
 
 from scripts.data.cases import MODALITIES
 from scripts.data.labels import LABEL_CONVENTIONS
@@ -176,3 +177,27 @@ def test_nothing_unpickles():
         for call in re.findall(r"torch\.load\(.*", source):
             assert "weights_only=True" in call
         assert "allow_pickle=True" not in source
+
+
+@pytest.mark.parametrize(
+    ("files", "prefix"),
+    [
+        (("train", "chaos", "regions"), "validate#"),
+        (("inference", "chaos_inference", "regions_inference"), ""),
+    ],
+    ids=["evaluation", "inference"],
+)
+def test_what_was_cropped_away_is_in_no_region(files, prefix, tiny_case, tmp_path):
+    """Logits are brought back to the grid of the file before a class is chosen: around the crop they are 0."""
+    parser = ConfigParser()
+    parser.read_config([CONFIGS / f"{name}.json" for name in files])
+    parser.update({"modalities": ["t1", "t2"], "output_dir": str(tmp_path / "masks"), "device": "cpu"})
+    case = {"image": {name: str(tiny_case[name]) for name in ("t1", "t2")}, "label": str(tiny_case["seg"])}
+    item = parser.get_parsed_content(f"{prefix}preprocessing")(case | {"case_id": "case_1"})
+    assert item["image"].shape[1:] == (12, 17, 11)  # of 20 x 24 x 16
+    logits = torch.full_like(item["image"][:1], -1)
+    logits[:, 6:] = 1
+    after = parser.get_parsed_content(f"{prefix}postprocessing").transforms
+    mask = Compose(after[:3])(item | {"pred": logits})["pred"]
+    assert mask.shape[1:] == (20, 24, 16)
+    assert mask.sum() == 6 * 17 * 11

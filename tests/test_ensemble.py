@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from scripts.networks import Ensemble, Mirrored
+from scripts.networks import Ensemble, InstanceNorm, Mirrored, Windows
 
 
 class Scaled(nn.Module):
@@ -55,3 +55,29 @@ def test_each_of_the_eight_mirror_images_once():
 
     Mirrored(Recorder())(torch.arange(8.0).reshape(1, 1, 2, 2, 2))
     assert sorted(seen) == list(range(8))  # the corner that is first tells the mirror image
+
+
+class OneNorm(nn.Module):
+    takes_windows = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = InstanceNorm(2)
+
+    def forward(self, x: torch.Tensor, windows: list[Windows] | None = None) -> torch.Tensor:
+        return self.norm(x, None if windows is None else windows[0])
+
+
+def test_windows_are_handed_on():
+    """A norm does not know left from right, so that its windows in a mirror image are those of the image."""
+    windows = [Windows.of((19, 13, 8), (24, 16, 8), (16, 8, 8))]
+    x, network = torch.randn(1, 2, 24, 16, 8, generator=torch.Generator().manual_seed(0)), OneNorm()
+    assert not torch.allclose(network(x, windows), network(x), atol=1e-2)
+    for wrapper in (Ensemble(network, 2), Mirrored(network), Mirrored(Ensemble(network, 2), axes=[3])):
+        assert wrapper.takes_windows
+        torch.testing.assert_close(wrapper(x, windows), network(x, windows))
+        torch.testing.assert_close(wrapper(x), network(x))
+
+
+def test_a_network_without_windows_has_none_in_an_ensemble():
+    assert not Mirrored(Ensemble(Scaled(1.0), 2)).takes_windows

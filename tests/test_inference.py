@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
-from itertools import product
 from pathlib import Path
 
 import nibabel as nib
@@ -18,14 +17,9 @@ from torch import nn
 
 from scripts.errors import InputError
 from scripts.files import whole_file
-from scripts.inference.inferer import (
-    AdaptiveInferer,
-    AtomicNibabelWriter,
-    CaseDataset,
-    CaseEvaluator,
-    WindowStatistics,
-    fewest_windows,
-)
+from scripts.inference import AdaptiveInferer, AtomicNibabelWriter, CaseDataset, CaseEvaluator
+from scripts.inference.inferer import fewest_windows
+from scripts.networks import InstanceNorm, Windows
 
 
 def read_case(value: float) -> torch.Tensor:
@@ -170,13 +164,13 @@ def test_sigterm_ends_in_order(tmp_path):
 class Recorder(nn.Module):
     """Doubles the image, notes the sizes of the windows, and has memory for so many voxels."""
 
-    def __init__(self, room: float = float("inf"), norm: bool = True) -> None:
+    def __init__(self, room: float = float("inf"), takes_windows: bool = True) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(1, 1) if norm else nn.Identity()  # not called
+        self.takes_windows = takes_windows
         self.room = room
         self.seen: list[tuple[int, ...]] = []
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, windows: list[Windows] | None = None) -> torch.Tensor:
         self.seen.append(tuple(x.shape[2:]))
         if x[0, 0].numel() > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -214,6 +208,10 @@ def test_smaller_windows_where_memory_is_short(free, windows, monkeypatch, caplo
     torch.testing.assert_close(inferer(image, network), 2 * image)
     assert network.seen == windows
     assert ("goes on with windows of roi_size [16, 16, 16]" in caplog.text) == (len(windows) > 1)
+    monkeypatch.setattr("scripts.inference.inferer.free_memory", lambda: None)
+    network.seen.clear()
+    inferer(image, network)
+    assert network.seen == [(24, 24, 24)]  # the next image as the first
 
 
 def test_an_image_that_memory_does_not_hold_is_refused_before(monkeypatch):
@@ -231,86 +229,79 @@ def test_windows_of_the_training_are_evenly_placed(size, roi, step):
     assert fewest_windows(size, roi, stretch=1, overlap=0.5) == (roi, step)
 
 
-def test_a_network_without_norms_gets_windows_of_the_training():
-    for network in (Recorder(norm=False), Recorder(norm=False).forward):
+def test_a_network_that_takes_no_windows_gets_those_of_the_training():
+    for network in (Recorder(takes_windows=False), Recorder(takes_windows=False).forward):
         inferer = AdaptiveInferer(roi_size=(16, 16, 16), stretch=1.5, overlap=0)
         image = torch.rand(1, 1, 24, 16, 16)
         torch.testing.assert_close(inferer(image, network), 2 * image)
         assert getattr(network, "__self__", network).seen == [(16, 16, 16)] * 2
 
 
-class TestWindowStatistics:
-    @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
-    def test_norms_of_a_large_window(self, layout):
-        """An image of 20 x 13 x 8 in a window of 24 x 16 x 8, crops of 16 x 8 x 8, at full and at half resolution.
+class OneNorm(nn.Module):
+    """An instance norm, at full resolution."""
 
-        H: crops of 16 at 2 and 6. W: 13 voxels from 1 on, crops of 8 at 1, 3 (2.5 is rounded to even) and 6. D: one.
-        """
-        torch.manual_seed(0)
-        norm, half = nn.GroupNorm(3, 3), nn.GroupNorm(2, 2)
-        nn.init.uniform_(norm.weight)
-        nn.init.uniform_(norm.bias)
-        image = torch.randn(1, 3, 24, 16, 8).to(memory_format=layout)
-        smaller = torch.randn(1, 2, 12, 8, 4)
-        plain = norm(image)
-        with WindowStatistics([norm, half], (20, 13, 8), (24, 16, 8), (16, 8, 8)):
-            result, half_result = norm(image), half(smaller)
-        torch.testing.assert_close(norm(image), plain)
+    takes_windows = True
 
-        def expected(x, norm, starts, side):
-            total = weight = 0
-            for i, j in product(*starts):
-                crop = x[0, :, i : i + side[0], j : j + side[1], : side[2]].flatten(1)
-                mean, variance = (value.view(-1, 1, 1, 1) for value in (crop.mean(1), crop.var(1, correction=0)))
-                normalized = (x[0] - mean) / (variance + norm.eps).sqrt()
-                h, w = (
-                    torch.exp(-(((torch.arange(n) + 0.5 - start - length / 2) / (length / 8)) ** 2) / 2)
-                    for n, start, length in zip(x.shape[2:4], (i, j), side)
-                )
-                gaussian = h[:, None, None] * w[None, :, None]
-                total, weight = total + gaussian * normalized, weight + gaussian
-            shape = (-1, 1, 1, 1)
-            return (total / weight * norm.weight.view(shape) + norm.bias.view(shape))[None]
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = InstanceNorm(2)
 
-        torch.testing.assert_close(result, expected(image, norm, ((2, 6), (1, 3, 6)), (16, 8, 8)))
-        assert half_result.shape == smaller.shape
-
-    def test_mixed_precision_keeps_the_range(self):
-        """Squares of 300 leave the range of float16."""
-        norm, image = nn.GroupNorm(2, 2), 300 + torch.randn(1, 2, 16, 8, 8)
-        with torch.autocast("cpu", torch.float16), WindowStatistics([norm], (16, 8, 8), (16, 8, 8), (8, 8, 8)):
-            result = norm(image)
-        assert torch.isfinite(result).all()
-        assert result.std().item() == pytest.approx(1, abs=0.1)
-
-    def test_a_window_of_the_training_has_its_own_statistics(self):
-        norm, image = nn.GroupNorm(2, 2), torch.randn(1, 2, 8, 8, 8)
-        with WindowStatistics([norm], (7, 8, 5), (8, 8, 8), (8, 8, 8)):
-            result = norm(image)
-        torch.testing.assert_close(result, norm(image))
-
-    def test_a_large_image_as_its_windows_see_it(self):
-        """Two halves that look alike: what a norm makes of each is what it makes of one alone, but in one pass."""
-        norm, half = nn.GroupNorm(2, 2), torch.randn(1, 2, 16, 8, 8)
-        norms = nn.Sequential(norm)
-        image = torch.cat([half, half.flip(2)], dim=2)
-        inferer = AdaptiveInferer(roi_size=(16, 8, 8), stretch=2, overlap=0)
-        torch.testing.assert_close(inferer(image, norms)[:, :, :4], norm(half)[:, :, :4], atol=2e-3, rtol=1e-2)
+    def forward(self, x: torch.Tensor, windows: list[Windows] | None = None) -> torch.Tensor:
+        return self.norm(x, None if windows is None else windows[0])
 
 
-def test_threads_share_a_network():
+def test_a_large_image_as_its_windows_see_it():
+    """Two halves that look alike: what a norm makes of each is what it makes of one alone, but in one pass."""
+    network, half = OneNorm(), torch.randn(1, 2, 16, 8, 8)
+    image = torch.cat([half, half.flip(2)], dim=2)
+    inferer = AdaptiveInferer(roi_size=(16, 8, 8), stretch=2, overlap=0)
+    torch.testing.assert_close(inferer(image, network)[:, :, :4], network(half)[:, :, :4], atol=2e-3, rtol=1e-2)
+
+
+def test_each_image_of_a_batch_as_it_is_alone(tiny_network):
+    inferer = AdaptiveInferer(roi_size=(16, 16, 16), stretch=1.5, overlap=0.5)
+    batch = torch.randn(2, 2, 24, 33, 16) * torch.tensor([1.0, 5.0]).reshape(2, 1, 1, 1, 1)
+    with torch.inference_mode():
+        result = inferer(batch, tiny_network.eval())
+        alone = torch.cat([inferer(image, tiny_network) for image in batch.split(1)])
+    torch.testing.assert_close(result, alone)
+
+
+def test_threads_share_a_network_and_an_inferer(tiny_network):
     """As in a server: what each image gets is what it gets alone."""
-    network = nn.Sequential(nn.GroupNorm(2, 2))
-    images = [torch.randn(1, 2, side, 16, 16) for side in (16, 24, 32, 40)]
+    tiny_network.eval()
+    inferer = AdaptiveInferer(roi_size=(16, 16, 16), stretch=2, overlap=0.5)
+    torch.manual_seed(0)
+    images = [torch.randn(1, 2, *sides) for sides in ((8, 16, 16), (24, 16, 20), (40, 16, 16), (32, 32, 16))] * 6
 
     def infer(image: torch.Tensor) -> torch.Tensor:
-        return AdaptiveInferer(roi_size=(16, 16, 16), stretch=2.5, overlap=0.5)(image, network)
+        with torch.inference_mode():
+            return inferer(image, tiny_network)
 
-    expected = [infer(image) for image in images]
-    with ThreadPoolExecutor(len(images)) as threads:
-        for _ in range(20):
-            for result, alone in zip(threads.map(infer, images), expected):
-                torch.testing.assert_close(result, alone)
+    expected = [infer(image) for image in images[:4]] * 6
+    with ThreadPoolExecutor(8) as threads:
+        for result, alone in zip(threads.map(infer, images), expected):
+            assert torch.equal(result.argmax(1), alone.argmax(1))
+            torch.testing.assert_close(result, alone)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("side", [16, 40], ids=["one window", "more"])
+def test_logits_that_are_not_finite_are_no_mask(value, side):
+    image = torch.rand(1, 2, side, 16, 16)
+    image[0, 1, 3, 2, 1] = value
+    inferer = AdaptiveInferer(roi_size=(16, 16, 16), stretch=1.5, overlap=0.5)
+    with pytest.raises(InputError, match="The logits are not finite"):
+        inferer(image, Recorder())
+
+
+def test_a_case_without_finite_logits_is_reported_and_the_others_are_done(tmp_path):
+    done: list[float] = []
+    runner = evaluator([1.0, float("nan"), 3.0], done, tmp_path)
+    runner.inferer = AdaptiveInferer(roi_size=(8, 8, 8), stretch=1, overlap=0)
+    with pytest.raises(InputError, match=r"1 of 3 cases failed\.\nCase nan: The logits are not finite"):
+        runner.run()
+    assert done == [1, 3]
 
 
 def test_images_of_several_sizes_by_one_inferer():
@@ -326,10 +317,10 @@ def test_windows_of_the_training_where_memory_is_short(caplog):
     inferer = AdaptiveInferer(roi_size=(16, 16, 16), stretch=1.5, overlap=0)
     for _ in range(2):
         torch.testing.assert_close(inferer(image, network), 2 * image)
-    assert network.seen == [(24, 16, 16), *[(16, 16, 16)] * 4]  # the second image does not try again
+    assert network.seen == [(24, 16, 16), (16, 16, 16), (16, 16, 16)] * 2  # the second image as the first
     assert [message for message in caplog.messages if "roi_size" in message] == [
         "Out of memory: goes on with windows of roi_size [16, 16, 16]."
-    ]
+    ] * 2
 
 
 def test_no_room_for_one_window():

@@ -14,8 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from scripts.networks import MISSU
-from scripts.networks.missu import InstanceNorm
+from scripts.networks import MISSU, InstanceNorm, MultiScaleFusion
+from scripts.networks.missu import windows_of_stages
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
 SMALL = {"init_filters": 8, "hidden_size": 16, "mlp_dim": 16, "num_layers": 1, "num_heads": 2}
@@ -51,7 +51,7 @@ def test_size_and_cost_are_those_of_the_paper():
         ({**SMALL, "out_channels": 1, "img_size": (8, 16, 24)}, (1, 4, 8, 16, 24), 1),
         ({**SMALL, "in_channels": 1, "out_channels": 5, "img_size": 16}, (3, 1, 24, 8, 40), 5),
         ({**SMALL, "blocks_per_stage": (2, 1, 1, 1), "img_size": [16, 16, 16]}, (1, 4, 16, 16, 16), 4),
-        ({**SMALL, "fuse_skips": True, "img_size": 16}, (1, 4, 16, 24, 16), 4),
+        ({**SMALL, "skips": MultiScaleFusion([8, 16, 32]), "img_size": 16}, (1, 4, 16, 24, 16), 4),
     ],
     ids=["default", "CHAOS", "not cubic", "other than img_size", "other depths", "MS-output"],
 )
@@ -176,14 +176,14 @@ def test_a_case_does_not_depend_on_its_batch(tiny_network):
     torch.testing.assert_close(together[:1], tiny_network(first), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
-def test_norms_are_exact_in_both_layouts(layout):
-    """Features far from zero, in a volume in which a sum of voxel after voxel in float32 is off by a percent."""
-    torch.manual_seed(0)
-    x = (10 + 3 * torch.rand(1, 4, 96, 96, 96)).to(memory_format=layout)
-    result = InstanceNorm(4)(x)
-    assert result.is_contiguous(memory_format=layout)
-    torch.testing.assert_close(result.double(), torch.nn.InstanceNorm3d(4)(x.double()), atol=1e-4, rtol=0)
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])
+def test_eight_voxels_are_an_image(training):
+    """One voxel at the deepest stage: what the model zoo's ``verify_net_in_out`` asks with, and the least there is."""
+    network = MISSU(**SMALL, img_size=16).train(training)
+    logits = network(torch.rand(1, 4, 8, 8, 8))
+    assert logits.shape == (1, 4, 8, 8, 8)
+    logits.sum().backward()
+    assert all(torch.isfinite(weight.grad).all() for weight in network.parameters())
 
 
 @pytest.mark.parametrize("sides", [(16, 16, 16), (24, 16, 8)], ids=["img_size", "other size"])
@@ -220,11 +220,50 @@ class TestPositionTable:
 
 
 def test_ms_output_feeds_the_decoder_with_fused_skips():
-    network = MISSU(**SMALL, img_size=16, fuse_skips=True).eval()
+    fusion = MultiScaleFusion([8, 16, 32])
+    network = MISSU(**SMALL, img_size=16, skips=fusion).eval()
     x = image(network, 16, 16, 16)
     with torch.inference_mode():
         features = network.encode(x)
-        expected = network.decode(network.bottleneck(features[3]), network.fusion(features[:3]))
+        expected = network.decode(network.bottleneck(features[3]), fusion(features[:3]))
         assert torch.equal(network(x), expected)
         assert not torch.allclose(network(x), network.decode(network.bottleneck(features[3]), features[:3]))
         assert torch.equal(torch.jit.script(network)(x), network(x))
+
+
+class TestWindows:
+    SIZES = (20, 16, 13), (24, 16, 16), (16, 8, 16)  # image, window, crop
+
+    @pytest.fixture
+    def network(self, tiny_network):
+        for module in tiny_network.modules():
+            if isinstance(module, torch.nn.GroupNorm):
+                torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+                torch.nn.init.normal_(module.bias)
+        return tiny_network.eval()
+
+    def test_each_norm_gets_those_of_its_stage(self, network, monkeypatch):
+        """Each is called with averages of as many voxels as its features have."""
+        seen = []
+        forward = InstanceNorm.forward
+
+        def noting(norm, x, windows=None):
+            seen.append(tuple(x.shape[2:]) == tuple(matrix.shape[1] for matrix in windows.averages))
+            return forward(norm, x, windows)
+
+        monkeypatch.setattr(InstanceNorm, "forward", noting)
+        network(image(network, 24, 16, 16), windows_of_stages(*self.SIZES))
+        assert seen == [True] * (1 + 2 + 3 + 3 + 3)
+
+    def test_one_window_is_the_whole_image(self, network):
+        x = image(network, 24, 16, 16)
+        one = windows_of_stages((24, 16, 16), (24, 16, 16), (24, 16, 16))
+        torch.testing.assert_close(network(x, one), network(x), atol=1e-4, rtol=1e-4)
+
+    def test_each_image_of_a_batch_as_it_is_alone(self, network):
+        first, second = image(network, 24, 16, 16), 5 * image(network, 24, 16, 16).flip(2)
+        windows = windows_of_stages(*self.SIZES)
+        together = network(torch.cat([first, second]), windows)
+        torch.testing.assert_close(together[:1], network(first, windows), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(together[1:], network(second, windows), atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(network(first, windows), network(first), atol=0.1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from scripts.networks import SelfDistillation, training_network
+from scripts.networks import MISSU, MultiScaleFusion, SelfDistillation, training_network
 from scripts.training.losses import MISSULoss
 
 BOTH = pytest.mark.parametrize("detach_teacher", [False, True], ids=["literal", "detached"])
@@ -109,6 +109,14 @@ def test_what_is_trained(tiny_network):
     wrapper = training_network(tiny_network, distillation_weight=0.3, detach_teacher="true")
     assert wrapper.network is tiny_network
     assert wrapper.detach_teacher is True
+
+
+def test_fused_skips_leave_nothing_to_distill():
+    with torch.device("meta"):
+        network = MISSU(skips=MultiScaleFusion([16, 32, 64]))
+    with pytest.raises(ValueError, match="should have plain skips, got skips by MultiScaleFusion"):
+        training_network(network, distillation_weight=0.3)
+    assert training_network(network, distillation_weight=0.0) is network
 
 
 def forward_counting_kept(module: nn.Module, image: torch.Tensor):

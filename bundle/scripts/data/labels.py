@@ -121,8 +121,9 @@ def classes_to_regions(classes: torch.Tensor, label_convention: str) -> torch.Te
 def regions_to_classes(masks: torch.Tensor, label_convention: str) -> torch.Tensor:
     """One class per voxel from one channel per region: (regions, H, W, D) -> (1, H, W, D), uint8.
 
-    A voxel takes the class that tells the smallest of its regions from those inside of it: WT alone is edema, TC
-    without ET is necrotic core. Regions that contradict each other, such as ET outside of WT, count as the smaller one.
+    A voxel is in the regions whose channel, a mask or logits, is above 0. It takes the class that tells the
+    smallest of its regions from those inside of it: WT alone is edema, TC without ET is necrotic core. Regions that
+    contradict each other, such as ET outside of WT, count as the smaller one.
     """
     of = regions(label_convention)
     classes = torch.zeros_like(masks[:1], dtype=torch.uint8)

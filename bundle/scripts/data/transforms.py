@@ -134,7 +134,11 @@ class ClassesToRegionsd(ConventionTransform):
 
 
 class RegionsToClassesd(ConventionTransform):
-    """Regions (regions, H, W, D), which overlap, become classes (1, H, W, D)."""
+    """Regions (regions, H, W, D), which overlap, become classes (1, H, W, D).
+
+    As masks or as logits: a region is where its channel is above 0. Zero is outside, since ``Invertd`` puts it around
+    a crop.
+    """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)

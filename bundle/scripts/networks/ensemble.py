@@ -9,6 +9,8 @@ from itertools import chain, combinations
 import torch
 from torch import nn
 
+from .norms import Windows
+
 __all__ = ["Ensemble", "Mirrored"]
 
 
@@ -24,11 +26,13 @@ class Ensemble(nn.Module):
         super().__init__()
         self.members = nn.ModuleList(deepcopy(network) for _ in range(num_members))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.takes_windows = getattr(network, "takes_windows", False)
+
+    def forward(self, x: torch.Tensor, windows: list[Windows] | None = None) -> torch.Tensor:
         """Logits (B, classes, H, W, D) of an image (B, C, H, W, D)."""
-        total = self.members[0](x)
+        total = predict(self.members[0], x, windows)
         for member in self.members[1:]:
-            total = total + member(x)
+            total = total + predict(member, x, windows)
         return total / len(self.members)
 
 
@@ -45,9 +49,17 @@ class Mirrored(nn.Module):
         self.network = network
         self.flips = [list(flip) for flip in chain(*(combinations(axes, n) for n in range(1, len(axes) + 1)))]
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.takes_windows = getattr(network, "takes_windows", False)
+
+    def forward(self, x: torch.Tensor, windows: list[Windows] | None = None) -> torch.Tensor:
         """Logits (B, classes, H, W, D) of an image (B, C, H, W, D)."""
-        total = self.network(x)
+        total = predict(self.network, x, windows)
         for flip in self.flips:
-            total = total + self.network(x.flip(flip)).flip(flip)
+            flipped = None if windows is None else [stage.flip(flip) for stage in windows]
+            total = total + predict(self.network, x.flip(flip), flipped).flip(flip)
         return total / (len(self.flips) + 1)
+
+
+def predict(network: nn.Module, x: torch.Tensor, windows: list[Windows] | None) -> torch.Tensor:
+    """The logits of a network that need not take windows."""
+    return network(x) if windows is None else network(x, windows)

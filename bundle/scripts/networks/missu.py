@@ -1,7 +1,8 @@
-"""MISSU, the inference network: all of it in this file, in the order in which data flows.
+"""MISSU, the inference network: all of it but the norm in this file, in the order in which data flows.
 
-A 3D CNN encoder, a Transformer over the tokens of its deepest stage, a UNet decoder. What exists in training only
-(multi-scale fusion, self-distillation) lives beside it in ``fusion.py`` and ``self_distillation.py``.
+A 3D CNN encoder, a Transformer over the tokens of its deepest stage, a UNet decoder. Beside it, ``norms.py`` holds the
+norm; what exists in training only (multi-scale fusion, self-distillation) lives in ``fusion.py`` and
+``self_distillation.py``.
 """
 
 from __future__ import annotations
@@ -12,29 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .fusion import MultiScaleFusion
+from .norms import InstanceNorm, Windows
 
-__all__ = ["MISSU"]
+__all__ = ["MISSU", "windows_of_stages"]
 
 NUM_STAGES = 4
 STRIDE = 2 ** (NUM_STAGES - 1)  # of the deepest stage: every side of the input is a multiple of it
 AXES = ("H", "W", "D")
-
-
-class InstanceNorm(nn.GroupNorm):
-    """Instance norm, as group norm of one group per channel: half of what ``nn.InstanceNorm3d`` costs on a CPU."""
-
-    def __init__(self, num_channels: int) -> None:
-        super().__init__(num_groups=num_channels, num_channels=num_channels)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.is_cuda or x.is_contiguous():
-            return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
-        # For channels last, torch's kernel on CPUs sums up voxel after voxel in float32: at 128^3 that is an error of
-        # 1e-3 in a logit, this one of 1e-5.
-        variance, mean = torch.var_mean(x, dim=(2, 3, 4), correction=0, keepdim=True)
-        scale = self.weight.view(1, -1, 1, 1, 1) * torch.rsqrt(variance + self.eps)
-        return torch.addcmul(self.bias.view(1, -1, 1, 1, 1) - mean * scale, x, scale)
 
 
 class ConvBlock(nn.Sequential):
@@ -50,6 +35,18 @@ class ConvBlock(nn.Sequential):
             InstanceNorm(out_channels),
             nn.ReLU(inplace=True),
         )
+
+    def forward(self, x: torch.Tensor, windows: Windows | None = None) -> torch.Tensor:
+        return self[2](self[1](self[0](x), windows))
+
+
+class EncoderStage(nn.Sequential):
+    """The ConvBlocks of one stage: A^(s-1) -> A^s."""
+
+    def forward(self, x: torch.Tensor, windows: Windows | None = None) -> torch.Tensor:
+        for block in self:
+            x = block(x, windows)
+        return x
 
 
 class SelfAttention(nn.Module):
@@ -152,9 +149,9 @@ class UpsampleBlock(nn.Module):
         super().__init__()
         self.conv = ConvBlock(in_channels + skip_channels, skip_channels)
 
-    def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, skip: torch.Tensor, windows: Windows | None = None) -> torch.Tensor:
         x = F.interpolate(x, scale_factor=2.0, mode="trilinear", align_corners=False)
-        return self.conv(torch.cat([skip, x], dim=1))  # (B, C_s, ...), (B, 2 C_s, ...) -> (B, 3 C_s, ...)
+        return self.conv(torch.cat([skip, x], dim=1), windows)  # (B, C_s, ...), (B, 2 C_s, ...) -> (B, 3 C_s, ...)
 
 
 class MISSU(nn.Module):
@@ -176,18 +173,23 @@ class MISSU(nn.Module):
         num_layers: Transformer layers L.
         num_heads: heads of the self-attention.
         dropout: dropout rate in the Transformer and after the first stage; the paper names none.
-        fuse_skips: ``True`` is the paper's "MS-output" (Table III): the decoder gets B1..B3 instead of A1..A3, at
-            inference too. Nothing is left to distill then.
+        skips: what makes the decoder's skips of A1..A3, at inference too; ``None`` hands them on as they are. A
+            :class:`MultiScaleFusion` is the paper's "MS-output" (Table III). Nothing is left to distill then.
 
     Raises:
         ValueError: when a side of ``img_size`` is not a positive multiple of 8, ``init_filters`` not positive,
             ``hidden_size`` not a multiple of ``num_heads``, or ``blocks_per_stage`` not four positive integers.
+
+    Attributes:
+        takes_windows: says to an inferer that ``forward`` takes windows.
 
     Example:
         >>> logits = MISSU(in_channels=4, out_channels=4, img_size=128)(torch.rand(1, 4, 128, 128, 128))
         >>> logits.shape
         torch.Size([1, 4, 128, 128, 128])
     """
+
+    takes_windows = True
 
     def __init__(
         self,
@@ -201,7 +203,7 @@ class MISSU(nn.Module):
         num_layers: int = 4,
         num_heads: int = 8,
         dropout: float = 0.0,
-        fuse_skips: bool = False,
+        skips: nn.Module | None = None,
     ) -> None:
         super().__init__()
         sides = [img_size] * len(AXES) if isinstance(img_size, int) else list(img_size)
@@ -225,7 +227,7 @@ class MISSU(nn.Module):
         for stage, num_blocks in enumerate(blocks_per_stage):
             width = self.feature_channels[stage]
             first = ConvBlock(in_channels, width) if stage == 0 else ConvBlock(width // 2, width, stride=2)
-            self.encoder.append(nn.Sequential(first, *[ConvBlock(width, width) for _ in range(num_blocks - 1)]))
+            self.encoder.append(EncoderStage(first, *[ConvBlock(width, width) for _ in range(num_blocks - 1)]))
         self.dropout = nn.Dropout3d(dropout)
         self.bottleneck = TransformerBottleneck(
             channels=self.feature_channels[-1],
@@ -236,11 +238,11 @@ class MISSU(nn.Module):
             num_heads=num_heads,
             dropout=dropout,
         )
-        self.fusion = MultiScaleFusion(self.feature_channels[:-1]) if fuse_skips else None
+        self.skips = skips
         self.decoder = nn.ModuleList(UpsampleBlock(2 * width, width) for width in reversed(self.feature_channels[:-1]))
         self.head = nn.Conv3d(init_filters, out_channels, kernel_size=1)
 
-    def encode(self, x: torch.Tensor) -> list[torch.Tensor]:
+    def encode(self, x: torch.Tensor, windows: list[Windows] | None = None) -> list[torch.Tensor]:
         """Features A1..A4 of an image (B, C, H, W, D), from full resolution to 1/8.
 
         Raises:
@@ -252,23 +254,40 @@ class MISSU(nn.Module):
             if x.shape[2 + i] % 8 != 0:
                 raise ValueError(f"Each side of the input should be divisible by 8, {axis} is {x.shape[2 + i]}.")
         features: list[torch.Tensor] = []
-        for stage in self.encoder:
-            x = stage(x)
-            if len(features) == 0:
+        for i, stage in enumerate(self.encoder):
+            x = stage(x, windows[i] if windows is not None else None)
+            if i == 0:
                 x = self.dropout(x)
             features.append(x)
         return features
 
-    def decode(self, x: torch.Tensor, skips: list[torch.Tensor]) -> torch.Tensor:
+    def decode(self, x: torch.Tensor, skips: list[torch.Tensor], windows: list[Windows] | None = None) -> torch.Tensor:
         """Logits at full resolution from Z4 and the skips A1..A3."""
         for i, block in enumerate(self.decoder):
-            x = block(x, skips[len(skips) - 1 - i])
+            stage = len(skips) - 1 - i
+            x = block(x, skips[stage], windows[stage] if windows is not None else None)
         return self.head(x)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits (B, classes, H, W, D) of an image (B, C, H, W, D) whose sides are divisible by 8."""
-        features = self.encode(x)
+    def forward(self, x: torch.Tensor, windows: list[Windows] | None = None) -> torch.Tensor:
+        """Logits (B, classes, H, W, D) of an image (B, C, H, W, D) whose sides are divisible by 8.
+
+        Args:
+            x: the image.
+            windows: one for each of the four stages, where the norms are to take their statistics from windows of the
+                training's size (:func:`windows_of_stages`) instead of the whole image.
+        """
+        features = self.encode(x, windows)
         skips = features[:-1]
-        if self.fusion is not None:
-            skips = self.fusion(skips)
-        return self.decode(self.bottleneck(features[-1]), skips)
+        if self.skips is not None:
+            skips = self.skips(skips)
+        return self.decode(self.bottleneck(features[-1]), skips, windows)
+
+
+def windows_of_stages(
+    image_size: Sequence[int],
+    window_size: Sequence[int],
+    crop: Sequence[int],
+    device: torch.device | str = "cpu",
+) -> list[Windows]:
+    """The windows of each stage of :class:`MISSU`, from full resolution to 1/8; arguments as for :meth:`Windows.of`."""
+    return [Windows.of(image_size, window_size, crop, 2**stage, device) for stage in range(NUM_STAGES)]

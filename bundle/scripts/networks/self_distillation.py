@@ -45,10 +45,19 @@ class SelfDistillation(nn.Module):
             ``True`` stops its gradient at B; the teacher then learns from the segmentation, by the same decoder run
             on B1..B3 as skips.
         checkpointing: whether the branches of the fusion are computed twice instead of kept in memory.
+
+    Raises:
+        ValueError: when the network makes its skips by a module of its own ("MS-output"): inference would use them,
+            and the students here would be others.
     """
 
     def __init__(self, network: MISSU, detach_teacher: bool | str = False, checkpointing: bool | str = False) -> None:
         super().__init__()
+        if network.skips is not None:
+            raise ValueError(
+                "A network to distill should have plain skips, got skips by "
+                f"{type(network.skips).__name__}: set distillation_weight to 0, or leave skips out."
+            )
         self.network = network
         self.fusion = MultiScaleFusion(network.feature_channels[:-1])
         if flag("checkpointing", checkpointing):

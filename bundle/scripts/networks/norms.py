@@ -1,0 +1,141 @@
+"""Instance norm, of a whole image or of the windows that a sliding window would meet in it."""
+
+# No annotations from __future__: TorchScript cannot read the fields of a NamedTuple that are text.
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+__all__ = ["InstanceNorm", "Windows"]
+
+
+class Windows(NamedTuple):
+    """Where the norms of one stage take mean and variance: windows of the training's size on a larger input.
+
+    What a network makes of a larger input than the crops of its training hangs on its instance norms: there is more
+    air in it. With these, a voxel is normalized by what the windows around it say, blended with Gaussian weights, as
+    the results of a sliding window would be. The windows overlap by half or more, and lie evenly on the image.
+
+    Args:
+        averages: for H, W and D, the matrix (windows, voxels) that takes the mean over each window.
+        weights: for H, W and D, the weight of each window for each voxel (windows, voxels); of a voxel, they sum to 1.
+    """
+
+    averages: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    weights: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+    @classmethod
+    def of(
+        cls,
+        image_size: Sequence[int],
+        window_size: Sequence[int],
+        crop: Sequence[int],
+        stride: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> "Windows":
+        """The windows of one stage.
+
+        Args:
+            image_size: sides of the image.
+            window_size: sides of what the network gets, multiples of ``stride``: the image with zeros around it, or a
+                part of it.
+            crop: sides of the windows, those of the training.
+            stride: of the stage; its sides are so much smaller than the input's.
+            device: of the tensors.
+        """
+        axes = [axis_windows(*sides, stride) for sides in zip(image_size, window_size, crop)]
+        averages, weights = zip(*([matrix.to(device) for matrix in axis] for axis in axes))
+        return cls(averages, weights)
+
+    def flip(self, axes: Sequence[int]) -> "Windows":
+        """The windows of the mirror image; ``axes`` are those of an image (B, C, H, W, D), 2 to 4."""
+
+        def flipped(matrices: Sequence[torch.Tensor]) -> tuple:
+            return tuple(matrix.flip(1) if axis in axes else matrix for axis, matrix in enumerate(matrices, start=2))
+
+        return Windows(flipped(self.averages), flipped(self.weights))
+
+
+def axis_windows(size: int, side: int, crop: int, stride: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Averages and weights (windows, voxels of the stage) on an axis of ``size`` voxels, padded or cut to ``side``."""
+    starts = torch.tensor(window_starts(size, side, crop))[:, None]
+    voxels = torch.arange(side)
+    inside = ((voxels >= starts) & (voxels < starts + crop)) / crop
+    centers = (torch.arange(side // stride) + 0.5) * stride - (starts + crop / 2)
+    # Gaussians of the width that MONAI gives them.
+    weights = torch.softmax(-((centers / (crop / 8)) ** 2) / 2, dim=0)
+    return inside.reshape(len(starts), -1, stride).sum(2), weights
+
+
+def window_starts(size: int, side: int, crop: int) -> list[int]:
+    """Where windows of ``crop`` start on an axis of ``size`` voxels that is padded or cut to ``side``."""
+    seen = max(min(size, side), crop)
+    first, steps = (side - seen) // 2, math.ceil(2 * (seen - crop) / crop)  # as MONAI pads
+    return [first + round(number * (seen - crop) / max(1, steps)) for number in range(steps + 1)]
+
+
+class InstanceNorm(nn.GroupNorm):
+    """Instance norm, as group norm of one group per channel: half of what ``nn.InstanceNorm3d`` costs on a CPU.
+
+    Mean and variance are summed up in float32 at least, whatever the type of the input. Of one voxel, the variance is
+    0 and the result the bias, in training too, where ``nn.InstanceNorm3d`` raises.
+    """
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__(num_groups=num_channels, num_channels=num_channels)
+
+    def forward(self, x: torch.Tensor, windows: Windows | None = None) -> torch.Tensor:
+        """Takes features (B, C, H, W, D), and the windows of their stage where they are not normalized as a whole."""
+        if windows is not None:
+            return self.of_windows(x, windows)
+        wide = x.float() if x.dtype == torch.float16 or x.dtype == torch.bfloat16 else x
+        weight, bias = self.weight.to(wide.dtype), self.bias.to(wide.dtype)
+        if wide.is_cuda or wide.is_contiguous():
+            # Not F.group_norm, which refuses one voxel.
+            return torch.group_norm(wide, self.num_groups, weight, bias, self.eps).to(x.dtype)
+        # For channels last, torch's kernel on CPUs sums up voxel after voxel in float32: at 128^3 that is an error of
+        # 1e-3 in a logit, this one of 1e-5.
+        variance, mean = torch.var_mean(wide, dim=(2, 3, 4), correction=0, keepdim=True)
+        scale = weight.view(1, -1, 1, 1, 1) * torch.rsqrt(variance + self.eps)
+        return torch.addcmul(bias.view(1, -1, 1, 1, 1) - mean * scale, wide, scale).to(x.dtype)
+
+    @torch.jit.unused
+    def of_windows(self, x: torch.Tensor, windows: Windows) -> torch.Tensor:
+        # With autocast the products below would be in float16, whose range the squares leave.
+        with torch.autocast(x.device.type, enabled=False):
+            voxels = x.movedim(1, -1)  # (B, H, W, D, C), as with channels last
+            wide = voxels.float()
+            mean = window_means(wide, windows.averages)
+            variance = (window_means(wide.square(), windows.averages) - mean.square()).clamp_min(0)
+            scale = self.weight.float() * torch.rsqrt(variance + self.eps)
+            shift = self.bias.float() - mean * scale
+            h, w, d = windows.weights
+            scale, shift = (torch.einsum("bijkc,jw,kd->biwdc", field, w, d) for field in (scale, shift))
+            if torch.compiler.is_compiling():  # an export: no loop over an axis whose length is not fixed
+                return torch.addcmul(blend(shift, h), wide, blend(scale, h)).movedim(-1, 1).to(x.dtype)
+            output = torch.empty_like(x)
+            for i in range(h.shape[1]):  # slice by slice, in the memory of the output
+                part = slice(i, i + 1)
+                output[:, :, part] = torch.addcmul(
+                    blend(shift, h[:, part]), wide[:, part], blend(scale, h[:, part])
+                ).movedim(-1, 1)
+            return output
+
+
+def window_means(x: torch.Tensor, averages: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The means of (B, H, W, D, C) over each window: (B, windows on H, on W, on D, C)."""
+    batch, _, width, depth, channels = x.shape
+    h, w, d = averages
+    # A product of matrices for each axis, the largest first.
+    x = torch.bmm(h.expand(batch, -1, -1), x.reshape(batch, -1, width * depth * channels))
+    x = torch.matmul(w, x.reshape(batch, h.shape[0], width, depth * channels))
+    return torch.matmul(d, x.reshape(batch, h.shape[0], w.shape[0], depth, channels))
+
+
+def blend(field: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The values (B, windows, W, D, C) of the windows of an axis, at its voxels: (B, H, W, D, C)."""
+    batch, num_windows, width, depth, channels = field.shape
+    flat = torch.bmm(weights.t().expand(batch, -1, -1), field.reshape(batch, num_windows, -1))
+    return flat.reshape(batch, -1, width, depth, channels)
