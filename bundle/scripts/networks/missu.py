@@ -261,9 +261,7 @@ class MISSU(nn.Module):
             features.append(x)
         return features
 
-    def decode(
-        self, x: torch.Tensor, skips: list[torch.Tensor], windows: list[Windows] | None = None
-    ) -> torch.Tensor:
+    def decode(self, x: torch.Tensor, skips: list[torch.Tensor], windows: list[Windows] | None = None) -> torch.Tensor:
         """Logits at full resolution from Z4 and the skips A1..A3."""
         for i, block in enumerate(self.decoder):
             stage = len(skips) - 1 - i
