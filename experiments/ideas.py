@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from scripts.networks import MISSU, SelfDistillation
-from scripts.networks.fusion import MultiScaleFusion
+from scripts.networks import MISSU, InstanceNorm, MultiScaleFusion, SelfDistillation, Windows
 
 
 def begin_as_identity(fusion: MultiScaleFusion) -> None:
@@ -37,23 +37,22 @@ class IdentityDistillation(SelfDistillation):
         begin_as_identity(self.fusion)
 
 
-class IdentityFusionMISSU(MISSU):
-    """MS-output whose fused skips begin as the plain ones; arguments as for :class:`MISSU`."""
+class IdentityFusion(MultiScaleFusion):
+    """Fusion whose B1..B3 begin as A1..A3."""
 
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(fuse_skips=True, **arguments)
-        assert self.fusion is not None
-        begin_as_identity(self.fusion)
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__(channels)
+        begin_as_identity(self)
 
 
 class ResidualStage(nn.Sequential):
     """A stage whose convolutions after the first are residual: no further parameters."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, windows: Windows | None = None) -> torch.Tensor:
         first, *rest = self
-        x = first(x)
+        x = first(x, windows)
         for block in rest:
-            x = x + block(x)
+            x = x + block(x, windows)
         return x
 
 
@@ -65,14 +64,26 @@ class ResidualMISSU(MISSU):
         self.encoder = nn.ModuleList(ResidualStage(*stage) for stage in self.encoder)
 
 
+class EightGroups(nn.GroupNorm):
+    """A norm of eight groups, called as :class:`~scripts.networks.InstanceNorm` is, but never with windows."""
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__(num_groups=8, num_channels=num_channels)
+
+    def forward(self, x: torch.Tensor, windows: None = None) -> torch.Tensor:
+        return super().forward(x)
+
+
 class GroupNormMISSU(MISSU):
     """MISSU with norms of eight groups in place of instance norms; arguments as for :class:`MISSU`."""
+
+    takes_windows = False
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
         for name, module in list(self.named_modules()):
-            if isinstance(module, nn.GroupNorm):
-                self.set_submodule(name, nn.GroupNorm(8, module.num_channels))
+            if isinstance(module, InstanceNorm):
+                self.set_submodule(name, EightGroups(module.num_channels))
 
 
 class ViTInitMISSU(MISSU):

@@ -13,7 +13,8 @@ import torch
 
 from scripts.__main__ import main
 from scripts.errors import InputError, one_sentence
-from scripts.networks import MISSU
+from scripts.networks import MISSU, Windows
+from scripts.networks.missu import windows_of_stages
 from scripts.sources.phantom import make_phantom, write_phantoms
 from scripts.weights import export as export_module
 from scripts.weights.engines import OnnxNetwork, TorchExportNetwork, TorchScriptNetwork
@@ -80,6 +81,43 @@ def test_logits_are_those_of_eager(exports, network, kind, shape):
         logits, wanted = load(exports / file)(image), network(image)
     assert (logits - wanted).abs().max() < 1e-4
     assert torch.equal(logits.argmax(dim=1), wanted.argmax(dim=1))
+
+
+@pytest.fixture(scope="module")
+def with_windows(network: MISSU, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The network in ONNX with windows as inputs beside the image: of any number and size."""
+    path = tmp_path_factory.mktemp("windows") / "model.onnx"
+    auto = torch.export.Dim.AUTO
+    axes = tuple({0: auto, 1: auto} for _ in range(3))
+    torch.onnx.export(
+        network,
+        (torch.rand(2, 4, 32, 48, 40), windows_of_stages((32, 47, 38), (32, 48, 40), (16, 16, 16))),
+        path,
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+        dynamic_shapes=(dict.fromkeys((0, 2, 3, 4), auto), [Windows(axes, axes)] * 4),
+    )
+    return path
+
+
+@pytest.mark.parametrize("sides", [(45, 53, 43), (90, 106, 76)], ids=["one of some sides", "brain at 2 mm"])
+def test_another_engine_segments_a_brain_in_one_pass(with_windows, network, sides):
+    images, _ = make_phantom(0, sides)
+    volume = torch.from_numpy(np.stack([images[name] for name in ("t1", "t1ce", "t2", "flair")]).astype(np.float32))
+    volume = (volume - volume.mean()) / volume.std()
+    window = [-(-side // 8) * 8 for side in sides]
+    image = torch.zeros(1, 4, *window)
+    image[..., : sides[0], : sides[1], : sides[2]] = volume
+    windows = windows_of_stages(sides, window, (64, 48, 48))
+    session = pytest.importorskip("onnxruntime").InferenceSession(with_windows, providers=["CPUExecutionProvider"])
+    values = [image, *(matrix for stage in windows for matrix in (*stage.averages, *stage.weights))]
+    names = [entry.name for entry in session.get_inputs()]
+    (logits,) = session.run(None, {name: value.numpy() for name, value in zip(names, values, strict=True)})
+    with torch.no_grad():
+        wanted = network(image, windows)
+        assert not torch.allclose(wanted, network(image), atol=0.05)
+    assert np.abs(logits - wanted.numpy()).max() < 1e-4
 
 
 def test_safetensors_hold_the_weights(exports, network):

@@ -3,7 +3,7 @@
     python -m scripts export --checkpoint models/model.pt --output_dir models
 
 writes ``model.ts``, ``model.onnx``, ``model.pt2`` and ``model.safetensors``, compares each with eager PyTorch on the
-same weights and phantoms, and writes the table of that, ``exports.md``. ``configs/inference_*.json`` run inference on
+same weights and images, and writes the table of that, ``exports.md``. ``configs/inference_*.json`` run inference on
 the exported networks.
 Batch and size are dynamic in all of them; sides are divisible by 8.
 """
@@ -15,23 +15,20 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import monai.bundle
-import numpy as np
 import torch
+import torch.nn.functional as F
 from monai.bundle import ConfigParser
-from monai.transforms import NormalizeIntensity
-from monai.utils import convert_to_tensor, optional_import
+from monai.utils import optional_import
 from torch import nn
 from torch.export import Dim
 
 from ..arguments import listed
 from ..errors import InputError
 from ..networks.missu import AXES, STRIDE
-from ..sources.phantom import MIN_SIDE, make_phantom
 from .checkpoints import load_weights
 from .engines import OnnxNetwork, TorchExportNetwork, TorchScriptNetwork
 
@@ -82,7 +79,7 @@ def export(
     checkpoint = str(checkpoint or config.get_parsed_content("checkpoint"))
     network = config.get_parsed_content("network_def").eval()
     load_weights(network, checkpoint)
-    examples = [phantoms(batch, network.in_channels, sides) for batch, *sides in ((1, *size), TRACED)]
+    examples = [smooth_images(batch, network.in_channels, sides) for batch, *sides in ((1, *size), TRACED)]
 
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -99,16 +96,14 @@ def export(
     return table
 
 
-def phantoms(batch: int, channels: int, sides: Sequence[int]) -> torch.Tensor:
-    """Phantoms (batch, channels, *sides), normalized as scans are: in noise every class would be a toss-up."""
-    normalize = NormalizeIntensity(nonzero=True, channel_wise=True)
-    crop = tuple(slice(side) for side in sides)
-    images = []
-    for seed in range(batch):
-        volumes, _ = make_phantom(seed, [max(side, MIN_SIDE) for side in sides])
-        chosen = [volume[crop].astype(np.float32) for volume in islice(cycle(volumes.values()), channels)]
-        images.append(convert_to_tensor(normalize(np.stack(chosen)), track_meta=False))
-    return torch.stack(images)
+def smooth_images(batch: int, channels: int, sides: Sequence[int]) -> torch.Tensor:
+    """Images (batch, channels, *sides) of smooth noise with zeros around it: in raw noise every class is a toss-up."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(batch, channels, *(side // STRIDE for side in sides), generator=generator)
+    smooth = F.interpolate(coarse, size=tuple(sides), mode="trilinear")
+    axes = [torch.linspace(-1, 1, side) for side in sides]
+    radius = torch.stack(torch.meshgrid(*axes, indexing="ij")).norm(dim=0)
+    return smooth * (radius < 1)
 
 
 def write_torchscript(path: Path, checkpoint: str, config_file: Sequence[str]) -> None:
