@@ -4,21 +4,32 @@
 # make test-slow   the experiments at a tenth of their budget: half an hour, needs MISSU_DATA
 # make test-clients   MONAI Label, exports, federated learning: installs an environment of gigabytes first
 # make bench          speed and memory beside other networks and nnU-Net, on a CPU; installs an environment of its own first
-# make package        dist/<name>_v<version>.zip of the bundle with its weights; WEIGHTS=none: without
+# make package        dist/<name>_v<version>.zip of the bundle with its weights and a bill of materials; WEIGHTS=none: without
+# make lock           requirements-lock.txt anew, of today's newest versions
+# make audit          known vulnerabilities of what is locked; needs PyPI's advisories
 
-PYTHON ?= $(or $(shell command -v python3.11),python3)
+# The first of these Pythons that is there; PYTHON=python3.12 picks another.
+PYTHON ?= $(or $(firstword $(foreach minor,11 12 13 10,$(shell command -v python3.$(minor)))),python3)
+# Not in the lock: builds for CPUs and GPUs differ in their bytes and in what they need, so no hash fits all machines.
+TORCH := torch==2.13.0
 VENV := .venv
 WEIGHTS := required
 BIN := $(abspath $(VENV)/bin)
 RUN := cd bundle && $(BIN)/python -m
 DEMO := bundle/demo
+install = $(1)/bin/pip install --quiet --no-deps --require-hashes --requirement requirements-lock.txt && \
+	$(1)/bin/pip install --quiet $(TORCH)
 
-.PHONY: demo test test-slow test-clients bench package lint clean
+SBOM := bundle/docs/sbom.cdx.json
+RESOLVE = echo $(TORCH) | $(BIN)/uv pip compile --quiet --python $(BIN)/python --constraint requirements-lock.txt \
+	--no-header --no-annotate
+
+.PHONY: demo test test-slow test-clients bench package lock audit lint clean
 .DELETE_ON_ERROR:
 
-$(VENV)/installed: requirements.txt
+$(VENV)/installed: requirements-lock.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --requirement requirements.txt
+	$(call install,$(VENV))
 	touch $@
 
 demo: $(VENV)/installed
@@ -48,13 +59,30 @@ $(VENV)/clients: $(VENV)/installed requirements-exports.txt
 bench: $(VENV)-bench/installed
 	PYTHONPATH=bundle:benchmarks $(VENV)-bench/bin/python -W ignore benchmarks/bench.py --output_dir benchmarks/results
 
-$(VENV)-bench/installed: requirements.txt benchmarks/requirements.txt
+$(VENV)-bench/installed: requirements-lock.txt benchmarks/requirements.txt
 	$(PYTHON) -m venv $(VENV)-bench
-	$(VENV)-bench/bin/pip install --quiet --requirement requirements.txt --requirement benchmarks/requirements.txt
+	$(call install,$(VENV)-bench)
+	$(VENV)-bench/bin/pip install --quiet --requirement benchmarks/requirements.txt
 	touch $@
 
-package: $(VENV)/installed
+package: $(VENV)/installed $(SBOM)
 	$(BIN)/python tools/package.py --weights $(WEIGHTS)
+
+# Of what the bundle needs, in the locked versions, on the Python of the environment.
+$(SBOM): $(VENV)/installed requirements.txt requirements-lock.txt
+	$(RESOLVE) requirements.txt - --output-file $(VENV)/needed.txt
+	$(BIN)/uvx --quiet --from cyclonedx-bom==7.5.0 cyclonedx-py requirements --output-reproducible \
+		--output-file $@ $(VENV)/needed.txt
+
+lock: $(VENV)/installed
+	echo $(TORCH) | $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --upgrade --generate-hashes \
+		--no-header --output-file $(VENV)/lock.txt requirements-dev.txt -
+	{ echo '# Made by `make lock`: all that `make` installs, but torch and the GPU libraries that belong to a build of it.'; \
+	awk '/^[a-z]/ {skip = /^(cuda|nvidia|torch|triton)[-=]/} !skip' $(VENV)/lock.txt; } > requirements-lock.txt
+
+audit: $(VENV)/installed
+	$(RESOLVE) requirements-dev.txt - --output-file $(VENV)/audited.txt
+	$(BIN)/uvx --quiet pip-audit==2.10.1 --strict --disable-pip --no-deps --requirement $(VENV)/audited.txt
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check
