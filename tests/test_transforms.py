@@ -302,6 +302,19 @@ def test_an_entry_beside_the_image_stays_as_it_is(tiny_case):
     assert spacing.inverse(done)["image"].shape == (1, 20, 24, 16)
 
 
+def test_larger_voxels_are_means_of_the_smaller_ones() -> None:
+    column = torch.tensor([0.0, 0.0, 4.0, 0.0, 0.0, 0.0, 8.0, 8.0])
+    volume = column.reshape(1, 8, 1, 1).expand(1, 8, 4, 3)
+    item = {key: MetaTensor(volume.clone(), affine=torch.eye(4)) for key in ("image", "label")}
+    done = SpacingOfKeysd(["image", "label"], pixdim=(2, -1, 1.005), mode=["bilinear", "nearest"])(item)
+    # Of 1 mm voxels at 0, 2, 4 and 6 mm: a half, and a quarter of the one before and after.
+    assert done["image"][0, :, 1, 1].tolist() == pytest.approx([0, 2, 0, 6])
+    assert done["label"][0, :, 1, 1].tolist() == [0, 4, 0, 8]
+    assert done["image"].shape == (1, 4, 4, 3)
+    smaller = SpacingOfKeysd("image", pixdim=(0.5, -1, -1))(item)["image"]
+    assert smaller[0, 4, 0, 0] == 4  # nothing is smoothed where voxels get smaller
+
+
 def test_normalizing_is_that_of_monai() -> None:
     generator = torch.Generator().manual_seed(0)
     image = 1e4 + 30 * torch.randn(4, 9, 8, 7, generator=generator)

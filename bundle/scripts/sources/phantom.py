@@ -94,8 +94,8 @@ def _draw_tissue(rng: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
     # Distances in these coordinates obey the triangle inequality: no such center lets the core leave the brain.
     core_reach = core_radius * (1 + core_waviness * NOISE_LIMIT)
     may_start = (healthy == WHITE) & (ball_radius + core_reach < 0.88) & (np.abs(coordinates[0]) > 0.18)
-    center = np.unravel_index(rng.choice(np.flatnonzero(may_start)), shape)
-    offset = coordinates - coordinates[(slice(None), *center)][:, None, None, None]
+    h, w, d = np.unravel_index(rng.choice(np.flatnonzero(may_start)), shape)
+    offset = coordinates - coordinates[:, h, w, d][:, None, None, None]
     distance = np.sqrt((offset**2).sum(axis=0))
     push = 0.4 * np.exp(-((distance / (1.7 * core_radius)) ** 2))
     tissue = _anatomy(coordinates - push * offset, radius, folds, ventricle_size)
@@ -106,7 +106,7 @@ def _draw_tissue(rng: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
     tissue[vessels & (radius < 0.97) & (tissue != WHITE) & (tissue != OUTSIDE)] = VESSEL
 
     edema_radius = core_radius * rng.uniform(1.6, 2.3) * (1 + edema_waviness * _smooth_noise(rng, shape, 0.05))
-    same_side = coordinates[0] * coordinates[(0, *center)] > 0
+    same_side = coordinates[0] * coordinates[0, h, w, d] > 0
     white = np.isin(tissue, (WHITE, LESION))  # edema spares the cortex
     edema = (distance < edema_radius) & same_side & white
     core_depth = distance / (core_radius * (1 + core_waviness * _smooth_noise(rng, shape, 0.045)))
