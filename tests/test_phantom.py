@@ -12,6 +12,7 @@ import pytest
 from scipy import ndimage
 
 from scripts.__main__ import main
+from scripts.errors import InputError
 from scripts.sources.phantom import lps_affine, make_phantom, write_phantoms
 
 SMALL = (32, 40, 36)
@@ -152,7 +153,7 @@ def test_nothing_is_overwritten(tmp_path, capsys):
     mine = tmp_path / "phantom_001" / "mine.txt"
     mine.parent.mkdir()
     mine.write_text("keep")
-    with pytest.raises(FileExistsError, match="phantom_001 exists already"):
+    with pytest.raises(InputError, match="phantom_001 exists already"):
         write_phantoms(tmp_path, 2, SMALL)
     error = main(["phantom", "--output_dir", str(tmp_path), "--num_cases", "2", "--shape", "[32,32,32]"])
     assert "phantom_001 exists already" in str(error)
