@@ -44,8 +44,8 @@ def missu(files: list[str], output: str) -> Callable[[], object]:
     from monai.bundle import ConfigParser
     from monai.transforms import SaveImaged
 
-    from scripts.data.transforms import LoadImageCased
-    from scripts.inference.inferer import AdaptiveInferer, CaseDataset
+    from scripts.data import LoadImageCased
+    from scripts.inference import AdaptiveInferer, CaseDataset
 
     os.chdir(BUNDLE)
     parser = ConfigParser()

@@ -22,7 +22,7 @@ from monai.deploy.operators.monai_bundle_inference_operator import (
 from monai.transforms import SaveImaged
 
 from scripts.errors import InputError, show_one_sentence
-from scripts.inference.inferer import FAULT, CaseDataset
+from scripts.inference.cases import FAULT, CaseDataset
 
 
 class LoadCaseOperator(Operator):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from .inferer import AdaptiveInferer, AtomicNibabelWriter, CaseDataset, CaseEvaluator
+from .cases import CaseDataset, CaseEvaluator
+from .inferer import AdaptiveInferer
+from .writer import AtomicNibabelWriter
 
 __all__ = [
     "AdaptiveInferer",

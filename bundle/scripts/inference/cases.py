@@ -1,0 +1,122 @@
+"""Inference over many cases: shared among processes, a bad one reported at the end, done ones not done again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+from monai.data import Dataset
+from monai.engines import SupervisedEvaluator
+
+from ..data.cases import case_id_of, cases_of_batch
+from ..errors import InputError, flag, one_sentence
+from ..files import check_writable, remove_unfinished
+
+__all__ = ["FAULT", "CaseDataset", "CaseEvaluator"]
+
+FAULT = "fault"
+
+
+class CaseDataset(Dataset):
+    """The cases to segment, in which one with bad input becomes ``{"fault": sentence}`` instead of ending the run.
+
+    Of several processes (``torchrun`` sets RANK and WORLD_SIZE) each takes its share of the cases, by their place in
+    the list alone. They do not wait for each other, so one that dies takes nothing from the others.
+
+    Args:
+        data: the cases.
+        transform: their preprocessing.
+        output_dir: where the masks go.
+        skip_existing: whether a case that has its mask is left out. Else it is refused, by :meth:`prepare`.
+    """
+
+    def __init__(
+        self, data: Sequence[Mapping[str, Any]], transform: Callable, output_dir: str, skip_existing: bool = False
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.skip_existing = flag("skip_existing", skip_existing)
+        self.share = list(data)[int(os.environ.get("RANK", 0)) :: int(os.environ.get("WORLD_SIZE", 1))]
+        self.there = [path for path in map(self.mask_of, self.share) if path.exists()]
+        super().__init__(
+            [item for item in self.share if not (self.skip_existing and self.mask_of(item).exists())], transform
+        )
+
+    def mask_of(self, item: Mapping[str, Any]) -> Path:
+        """Where ``SaveImaged`` writes the mask of a case."""
+        return self.output_dir / f"{case_id_of(item)}_seg.nii.gz"
+
+    def prepare(self) -> None:
+        """Makes the output folder ready, and removes what a killed process left of a mask of these cases.
+
+        Raises:
+            InputError: when it cannot be written to, or holds masks that the run would replace.
+        """
+        if self.there and not self.skip_existing:
+            raise InputError(
+                f"output_dir {self.output_dir} holds masks of {len(self.there)} of these cases, such as "
+                f"{self.there[0].name}: keep them by --skip_existing true, or take another output_dir."
+            )
+        check_writable(self.output_dir, "output_dir")
+        for item in self.share:
+            remove_unfinished(self.output_dir, escape(self.mask_of(item).name))
+
+    def _transform(self, index: int) -> Any:
+        try:
+            return super()._transform(index)
+        except Exception as error:
+            sentence = one_sentence(error)
+            if sentence is None:
+                raise
+            return {FAULT: sentence}
+
+
+class CaseEvaluator(SupervisedEvaluator):
+    """Evaluator that passes over the faults of a :class:`CaseDataset` and ends with them.
+
+    Raises:
+        InputError: by ``run``, before the first case when the output folder is not fit; after all cases when there
+            was a fault: one line each.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.faults: list[str] = []
+        self.num_done = 0
+
+    def _iteration(self, engine: SupervisedEvaluator, batchdata: dict[str, Any]) -> Any:
+        if FAULT in batchdata:
+            self.faults += batchdata[FAULT]
+            return []
+        try:
+            output = super()._iteration(engine, batchdata)
+        except InputError as error:
+            self.faults.append(f"Case {', '.join(cases_of_batch(batchdata))}: {error}")
+            return []
+        self.num_done += 1
+        return output
+
+    def run(self, global_epoch: int = 1) -> None:  # type: ignore[override]
+        self.faults, self.num_done = [], 0
+        dataset: Any = self.data_loader.dataset  # type: ignore[union-attr]
+        dataset.prepare()
+        # Python would end at once and leave half a file; clusters send SIGTERM before they kill.
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)) if in_main_thread else None
+        try:
+            if len(dataset):
+                super().run(global_epoch)
+        finally:
+            if in_main_thread:
+                signal.signal(signal.SIGTERM, previous)
+            there = f"{len(dataset.share) - len(dataset)} were there already, " if dataset.skip_existing else ""
+            self.logger.info(
+                f"{self.num_done} of {len(dataset.share)} cases segmented, {there}{len(self.faults)} failed."
+            )
+        if self.faults:
+            raise InputError("\n".join([f"{len(self.faults)} of {len(dataset.share)} cases failed.", *self.faults]))
