@@ -90,4 +90,4 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(VENV)-bench $(VENV)-clients $(VENV)-deploy $(DEMO)
+	rm -rf $(VENV) $(VENV)-bench $(VENV)-clients $(VENV)-deploy $(DEMO) $(SBOM)

@@ -21,6 +21,7 @@ from scripts.networks import MISSU
 from scripts.sources.phantom import write_phantoms
 
 ROOT = Path(__file__).parents[1]
+NAME = "missu_brats_mri_segmentation"
 BUNDLE = ROOT / "bundle"
 METADATA = str(BUNDLE / "configs" / "metadata.json")
 INFERENCE = str(BUNDLE / "configs" / "inference.json")
@@ -38,8 +39,9 @@ def network() -> MISSU:
 def bundle(tmp_path: Path, network: MISSU) -> Path:
     """A copy of the bundle, with weights, and with what runs leave behind."""
     copy = tmp_path / "bundle"
-    ignored = shutil.ignore_patterns("demo", "eval", "data", "__pycache__", "*.pt")
-    shutil.copytree(BUNDLE, copy, ignore=ignored)
+    for folder in ("configs", "docs", "models", "scripts"):
+        shutil.copytree(BUNDLE / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__", "*.pt"))
+    shutil.copy(BUNDLE / "LICENSE", copy)
     torch.save(network.state_dict(), copy / "models" / "model.pt")
     for left in ("eval/case_1.nii.gz", "demo/x.nii.gz", "data/x.nii.gz", "scripts/__pycache__/x.pyc", "models/x.ts"):
         (copy / left).parent.mkdir(exist_ok=True)
@@ -62,11 +64,34 @@ def test_metadata_fits_the_schema(tmp_path):
     monai.bundle.verify_metadata(meta_file=METADATA, filepath=str(copy))  # does not download what is there
 
 
-def test_metadata_gives_the_shapes_of_the_network(monkeypatch):
-    monkeypatch.chdir(BUNDLE)
-    monai.bundle.verify_net_in_out(
-        net_id="network_def", meta_file=METADATA, config_file=INFERENCE, n=2, p=1, any=16, device="cpu", **SMALL
+def test_as_the_zoo_verifies_it(bundle):
+    # The calls of its ci/verify_bundle.py: no size is changed, so the patch has 8 x 8 x 8 voxels.
+    files = {"meta_file": str(bundle / "configs/metadata.json"), "config_file": str(bundle / "configs/inference.json")}
+    monai.bundle.verify_net_in_out(net_id="network_def", bundle_root=str(bundle), **files)
+
+    torch.save(MISSU(img_size=128).state_dict(), bundle / "models" / "model.pt")
+    exported, weights = bundle / "models" / "verify_model.ts", str(bundle / "models" / "model.pt")
+    monai.bundle.ckpt_export(
+        net_id="network_def", filepath=str(exported), ckpt_file=weights, bundle_root=str(bundle), **files
     )
+    assert exported.is_file()
+
+
+def test_unit_test_for_the_zoo(bundle, tmp_path):
+    (tmp_path / "models").mkdir()
+    bundle.rename(tmp_path / "models" / NAME)
+    command = [sys.executable, "-W", "ignore", ROOT / "ci" / "unit_tests" / f"test_{NAME}.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, env=without_path())
+    assert done.returncode == 0, done.stderr
+
+
+def test_metadata_pins_the_lower_bounds_of_what_is_installed():
+    metadata = json.loads(Path(METADATA).read_text())
+    pins = dict(metadata["required_packages_version"])
+    pins |= {"torch": metadata["pytorch_version"], "monai": metadata["monai_version"]}
+    bounds = dict(re.findall(r"^([\w-]+)>=([\w.]+)", (ROOT / "requirements.txt").read_text(), flags=re.MULTILINE))
+    assert bounds.pop("numpy") == "1.26.4"  # of MONAI Label; the zoo's newest Python has no such wheel
+    assert pins == bounds
 
 
 def test_torchscript_by_ckpt_export(network, bundle, tmp_path, monkeypatch):
@@ -89,7 +114,7 @@ def test_packages_are_the_same_bytes(bundle, tmp_path):
     second = package(bundle, tmp_path / "b")
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     version = json.loads(Path(METADATA).read_text())["version"]
-    names = {f"missu_brats_mri_segmentation_v{version}.zip", f"missu_brats_mri_segmentation_v{version}.zip.sha256"}
+    names = {f"{NAME}_v{version}.zip", f"{NAME}_v{version}.zip.sha256"}
     assert {path.name for path in (tmp_path / "a").iterdir()} == names
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
@@ -119,7 +144,7 @@ def test_what_is_over_25_mb_is_listed_with_its_sha256(bundle, tmp_path):
     (bundle / "models" / "model.pt").write_bytes(weights)
     with zipfile.ZipFile(package(bundle, tmp_path / "dist").stdout.strip()) as archive:
         archive.extractall(tmp_path)
-    listed = (tmp_path / "missu_brats_mri_segmentation" / "large_files.yml").read_text().splitlines()
+    listed = (tmp_path / NAME / "large_files.yml").read_text().splitlines()
     digest = hashlib.sha256(weights).hexdigest()
     entry = ['path: "models/model.pt"', 'url: ""', f'hash_val: "{digest}"', 'hash_type: "sha256"']
     assert [line.strip(" -") for line in listed if not line.startswith("#")] == ["large_files:", *entry]
