@@ -1,4 +1,4 @@
-"""Inference over many cases: shared among processes, a bad one reported at the end, done ones not done again."""
+"""As few windows as cover an image: whole brains in one pass, whatever the crop of the training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-FAULT = "fault"
 # A forward of the default network takes so much for each voxel of its window, and stitching for each of the image:
 # measured as peak memory of 64^3 to 144 x 184 x 144, float32, on a CPU.
 BYTES_PER_VOXEL, BYTES_PER_IMAGE_VOXEL = 750, 60
