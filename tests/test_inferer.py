@@ -6,12 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from monai.inferers import SimpleInferer
 from torch import nn
 
 from scripts.errors import InputError
-from scripts.inference import AdaptiveInferer
+from scripts.inference import AdaptiveInferer, Bfloat16Inferer
 from scripts.inference.inferer import fewest_windows
-from scripts.networks import InstanceNorm, Windows
+from scripts.networks import InstanceNorm, SelfDistillation, Windows
 
 
 class Recorder(nn.Module):
@@ -177,3 +178,14 @@ def test_no_room_for_one_window():
 def test_impossible_windows(stretch, overlap):
     with pytest.raises(ValueError, match=r"stretch|overlap"):
         AdaptiveInferer(roi_size=(16, 16, 16), stretch=stretch, overlap=overlap)
+
+
+def test_a_step_in_bfloat16_is_near_that_in_float32(tiny_network):
+    image = torch.rand(1, 2, 16, 16, 16)
+    exact, near = SimpleInferer()(image, tiny_network), Bfloat16Inferer()(image, tiny_network)
+    assert near.dtype == torch.float32
+    assert 0 < (near - exact).abs().max() < 0.05 * exact.abs().max()
+    distilled = Bfloat16Inferer()(image, SelfDistillation(tiny_network))
+    assert {tensor.dtype for tensor in (distilled.logits, *distilled.students)} == {torch.float32}
+    distilled.logits.square().mean().backward()
+    assert all(weight.grad is not None for weight in tiny_network.parameters())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from .cases import CaseDataset, CaseEvaluator
-from .inferer import AdaptiveInferer
+from .inferer import AdaptiveInferer, Bfloat16Inferer
 from .writer import AtomicNibabelWriter
 
 __all__ = [
     "AdaptiveInferer",
     "AtomicNibabelWriter",
+    "Bfloat16Inferer",
     "CaseDataset",
     "CaseEvaluator",
 ]
