@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -49,13 +50,13 @@ def train(cases: Path, folder: Path, *more: str) -> subprocess.CompletedProcess[
 
 
 def start(
-    cases: Path, folder: Path, *more: str, names=("train", "deterministic"), launcher=("-m",)
+    cases: Path, folder: Path, *more: str, names=("train", "deterministic"), launcher=("-m",), **environment: str
 ) -> subprocess.Popen:
     command = [sys.executable, *launcher, "monai.bundle", "run", "training", "--config_file", configs(*names)]
     return subprocess.Popen(
         [*command, *arguments(cases, folder, *more)],
         cwd=BUNDLE,
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -131,6 +132,28 @@ def test_a_process_of_two_dies_and_the_training_goes_on(cases, tmp_path):
     assert results["killed"] == results["undisturbed"]
 
 
+def test_two_processes_are_asked_to_end_one_after_the_other(cases, tmp_path):
+    """They end after the same step, or one would wait for the other's gradients."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    more = ["--batch_size", "1", "--max_epochs", "1000", "--val_interval", "1000", "--checkpoint_interval", "1000"]
+    several = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    names = ("train", "multi_gpu_train")
+    first, second = (
+        start(cases, tmp_path, *more, names=names, **several, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)
+    )
+    while "Epoch: 2/1000" not in first.stdout.readline():
+        assert first.poll() is None, second.communicate()[0]
+    second.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    first.send_signal(signal.SIGTERM)
+    logs = [process.communicate(timeout=60)[0] for process in (first, second)]
+    assert [process.returncode for process in (first, second)] == [128 + signal.SIGTERM] * 2, logs
+    [checkpoint] = tmp_path.glob("*.pt")
+    assert f"Asked to end: saved {checkpoint}" in logs[0]
+
+
 def test_a_worker_dies(cases, tmp_path):
     process = start(cases, tmp_path, "--num_workers", "1", "--max_epochs", "1000", "--checkpoint_interval", "1000")
     wait_for(tmp_path / "logs", "", process)
@@ -143,13 +166,12 @@ def test_a_worker_dies(cases, tmp_path):
 
 
 def test_a_loss_that_is_no_number(cases, tmp_path):
-    (tmp_path / "model.pt").write_text("mine")
     result = train(cases, tmp_path, "--learning_rate", "1e30")
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("Error: The loss should be finite, it is ")
     assert "with the cases case_" in last
-    assert (tmp_path / "model.pt").read_text() == "mine"
+    assert not list(tmp_path.glob("*.pt"))
 
 
 def test_a_folder_that_cannot_be_written_to(cases, tmp_path):

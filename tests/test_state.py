@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import resource
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -23,15 +24,40 @@ from torch import nn
 
 from scripts.data.seeded import SeededDataset, SeededSampler
 from scripts.errors import InputError
+from scripts.progress import ProgressBar
 from scripts.training.state import TrainingState
 
 NUM_CASES, BATCH_SIZE, EPOCHS = 5, 2, 3
+METRICS = (0.5, 0.75, 0.6)  # of the validations after each epoch
 STEPS = 9  # 3 epochs of 5 cases in batches of 2
+
+
+class Validation:
+    """A validation as MONAI's evaluator is one, which draws a random number and notes when it ran."""
+
+    def __init__(self, network: nn.Module, cases: list[Any]) -> None:
+        self.network = network
+        self.data_loader = SimpleNamespace(dataset=cases)
+        self.state = SimpleNamespace(best_metric=-1.0, best_metric_epoch=-1)
+        self.epochs: list[int] = []
+        self.fails_in: int | None = None
+
+    def run(self, epoch: int) -> None:
+        self.epochs.append(epoch)
+        torch.rand(1)
+        if epoch == self.fails_in:
+            raise ZeroDivisionError
+        if METRICS[epoch - 1] > self.state.best_metric:
+            self.state.best_metric, self.state.best_metric_epoch = METRICS[epoch - 1], epoch
+
+    @property
+    def best(self) -> tuple[float, int]:
+        return self.state.best_metric, self.state.best_metric_epoch
 
 
 def trainer(folder: Path, resume: bool | str = False, **changes: Any) -> SupervisedTrainer:
     """A training whose every part draws random numbers: order, augmentation, dropout, and a validation each epoch."""
-    settings = {"width": 3, "num_cases": NUM_CASES, "interval": 1, "fold": 0, **changes}
+    settings = {"width": 3, "num_cases": NUM_CASES, "interval": 1, "val_interval": 1, "fold": 0, **changes}
     set_determinism(0)
     cases = [
         {"case_id": f"case_{i}", "image": torch.full((1, 2, 2, 2), float(i)), "label": torch.ones(1, 2, 2, 2)}
@@ -45,7 +71,7 @@ def trainer(folder: Path, resume: bool | str = False, **changes: Any) -> Supervi
     network = nn.Sequential(nn.Conv3d(1, width, 1), nn.Dropout(), nn.Conv3d(width, 1, 1))
     optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=STEPS, power=0.9)
-    evaluator = SimpleNamespace(state=SimpleNamespace(best_metric=-1.0, best_metric_epoch=-1))
+    evaluator = Validation(network, settings.get("validation_cases", cases))
     engine = SupervisedTrainer(
         device=torch.device("cpu"),
         max_epochs=EPOCHS,
@@ -61,11 +87,15 @@ def trainer(folder: Path, resume: bool | str = False, **changes: Any) -> Supervi
                 interval=settings["interval"],
                 objects={"network": network, "optimizer": optimizer, "lr_scheduler": schedule},
                 evaluator=evaluator,
+                val_interval=settings["val_interval"],
                 settings={"fold": settings["fold"]},
                 data={"training": cases},
             ),
         ],
         decollate=False,
+    )
+    engine.add_event_handler(
+        Events.EPOCH_COMPLETED(every=settings["val_interval"]), lambda e: evaluator.run(e.state.epoch)
     )
     engine.evaluator = evaluator
     return engine
@@ -114,6 +144,7 @@ def test_asked_to_end_after_any_step(tmp_path, undisturbed, step, number):
     engine.run()
     assert steps == list(range(step + 1, STEPS + 1))
     assert torch.equal(weights(engine), undisturbed)
+    assert engine.evaluator.best == (0.75, 2)
 
 
 @pytest.mark.parametrize("interval", [1, 2])
@@ -127,6 +158,37 @@ def test_killed_in_each_run(tmp_path, undisturbed, interval):
     engine = trainer(tmp_path, resume="auto", interval=interval)
     engine.run()
     assert torch.equal(weights(engine), undisturbed)
+    assert engine.evaluator.best == (0.75, 2)
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_a_validation_that_fails_loses_nothing(tmp_path, undisturbed, epoch):
+    engine = trainer(tmp_path, interval=1000)
+    engine.evaluator.fails_in = epoch
+    with pytest.raises(ZeroDivisionError):
+        engine.run()
+    assert f"checkpoint_iteration={3 * epoch}.pt" in checkpoints(tmp_path)
+    engine = trainer(tmp_path, resume=True, interval=1000)
+    engine.run()
+    assert engine.evaluator.epochs == list(range(epoch, EPOCHS + 1))  # the one that failed first
+    assert engine.evaluator.best == (0.75, 2)
+    assert torch.equal(weights(engine), undisturbed)
+
+
+class Unreadable:
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Any:
+        raise InputError("Case a: it cannot be read.")
+
+
+def test_a_validation_case_that_cannot_be_read_ends_the_run_before_the_first_step(tmp_path):
+    engine = trainer(tmp_path, validation_cases=Unreadable())
+    with pytest.raises(InputError, match="Case a: it cannot be read"):
+        engine.run()
+    assert engine.state.iteration == 0
+    trainer(tmp_path, validation_cases=[]).run()  # as MONAI Label makes it of two labels
 
 
 def test_a_second_interrupt_ends_at_once(tmp_path):
@@ -137,10 +199,42 @@ def test_a_second_interrupt_ends_at_once(tmp_path):
     assert checkpoints(tmp_path) == ["checkpoint_iteration=3.pt"]
 
 
+def handlers_of_signals() -> list[Any]:
+    return [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+
+
+def fail(*_: Any) -> None:
+    raise ZeroDivisionError
+
+
 def test_signals_are_given_back(tmp_path):
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    before = handlers_of_signals()
     trainer(tmp_path).run()
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+    assert handlers_of_signals() == before
+
+
+@pytest.mark.parametrize(
+    "event", [Events.STARTED, Events.ITERATION_COMPLETED, Events.EPOCH_COMPLETED, Events.COMPLETED]
+)
+def test_signals_are_given_back_after_an_error(tmp_path, event):
+    """Whatever handlers come after: a bar that knows errors, too, and one that fails."""
+    before = handlers_of_signals()
+    engine = trainer(tmp_path)
+    ProgressBar("training").attach(engine)
+    engine.add_event_handler(event, fail)
+    with pytest.raises(ZeroDivisionError):
+        engine.run()
+    assert handlers_of_signals() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_are_given_back_where_they_end_a_run(tmp_path, number):
+    before = handlers_of_signals()
+    engine = trainer(tmp_path)
+    at(engine, 2, send(number))
+    with pytest.raises(SystemExit):
+        engine.run()
+    assert handlers_of_signals() == before
 
 
 def test_the_last_two_are_kept(tmp_path):
@@ -156,18 +250,66 @@ def test_a_training_that_was_done_stays_so(tmp_path, undisturbed):
     assert torch.equal(weights(engine), undisturbed)
 
 
-def test_a_new_training_keeps_the_old_state_until_it_has_its_own(tmp_path):
+@pytest.mark.parametrize("name", ["checkpoint_iteration=6.pt", "model.pt", "model_final.pt"])
+@pytest.mark.parametrize("resume", [False, "auto"])
+def test_what_another_training_left_is_not_replaced(tmp_path, name, resume):
+    (tmp_path / name).write_text("weeks of work")
+    engine = trainer(tmp_path, resume=resume)
+    match = (
+        "cannot be read" if resume and name.startswith("checkpoint") else f"holds {name} of another .* --resume true"
+    )
+    with pytest.raises(InputError, match=match):
+        engine.run()
+    assert engine.state.iteration == 0
+    assert (tmp_path / name).read_text() == "weeks of work"
+    assert checkpoints(tmp_path) == [name]
+
+
+def test_weights_that_a_training_begins_with_are_its_own_to_replace(tmp_path):
+    """As MONAI Label trains: from ``model.pt``, to ``model.pt``, again and again."""
+    for _ in range(2):
+        engine = trainer(tmp_path)
+        torch.save(engine.network.state_dict(), tmp_path / "model.pt")
+        engine.run()
+    assert checkpoints(tmp_path) == ["checkpoint_iteration=6.pt", "checkpoint_iteration=9.pt", "model.pt"]
+
+
+def test_a_second_run_of_one_trainer_goes_on_in_its_folder(tmp_path):
+    """As MONAI FL trains, round after round."""
+    engine = trainer(tmp_path)
+    engine.run()
+    torch.save(engine.network.state_dict(), tmp_path / "model.pt")
+    with torch.no_grad():
+        engine.network[0].weight.zero_()
+    engine.state.max_epochs = 4
+    engine.evaluator.run = lambda _: None
+    engine.run()
+    assert checkpoints(tmp_path) == ["checkpoint_iteration=12.pt", "checkpoint_iteration=9.pt", "model.pt"]
+
+
+def test_the_newest_is_the_one_of_the_most_steps(tmp_path, undisturbed):
+    """Not the one that was written last: a copy has other times."""
     trainer(tmp_path).run()
+    shutil.copy(tmp_path / "checkpoint_iteration=6.pt", tmp_path / "checkpoint_iteration=last.pt")
+    os.utime(tmp_path / "checkpoint_iteration=9.pt", (0, 0))
+    engine = trainer(tmp_path, resume=True)
+    steps = []
+    engine.add_event_handler(Events.ITERATION_STARTED, lambda _: steps.append(engine.state.iteration))
+    engine.run()
+    assert not steps
+    assert torch.equal(weights(engine), undisturbed)
+
+
+def test_a_checkpoint_of_another_name_is_passed_over(tmp_path, undisturbed, caplog):
     engine = trainer(tmp_path)
-    at(engine, 2, die)
+    at(engine, 8, die)
     with pytest.raises(ZeroDivisionError):
         engine.run()
-    assert checkpoints(tmp_path) == ["checkpoint_iteration=6.pt", "checkpoint_iteration=9.pt"]
-    engine = trainer(tmp_path)
-    at(engine, 4, die)
-    with pytest.raises(ZeroDivisionError):
-        engine.run()
-    assert checkpoints(tmp_path) == ["checkpoint_iteration=3.pt"]
+    shutil.copy(tmp_path / "checkpoint_iteration=3.pt", tmp_path / "checkpoint_iteration=10.pt")
+    engine = trainer(tmp_path, resume=True)
+    engine.run()
+    assert "checkpoint_iteration=10.pt should be the checkpoint that its name says, it holds 3" in caplog.text
+    assert torch.equal(weights(engine), undisturbed)
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, undisturbed, caplog):
@@ -199,12 +341,11 @@ def test_a_checkpoint_runs_no_code(tmp_path):
 
 
 def test_the_best_metric_is_taken_up(tmp_path):
-    engine = trainer(tmp_path)
-    engine.evaluator.state.best_metric, engine.evaluator.state.best_metric_epoch = 0.75, 2
-    engine.run()
+    trainer(tmp_path).run()
     engine = trainer(tmp_path, resume=True)
     engine.run()
-    assert (engine.evaluator.state.best_metric, engine.evaluator.state.best_metric_epoch) == (0.75, 2)
+    assert engine.evaluator.best == (0.75, 2)
+    assert engine.evaluator.epochs == [3]  # not of more than the last epoch
 
 
 @pytest.mark.parametrize(
@@ -236,7 +377,7 @@ def test_nothing_to_go_on_from(tmp_path):
 def test_what_resume_may_be(tmp_path):
     """The command line gives words."""
     trainer(tmp_path, resume="false").run()
-    assert trainer(tmp_path, resume="true").run() is None
+    trainer(tmp_path, resume="true").run()
     with pytest.raises(InputError, match="resume should be true or false or auto, got yes"):
         trainer(tmp_path, resume="yes")
 
@@ -318,7 +459,7 @@ def test_a_sample_is_the_same_whatever_came_before():
 def test_a_cache_that_does_not_fit_is_refused(monkeypatch):
     """Ten cases of 1 MiB, 4.5 MiB free."""
     cases = [{"image": torch.zeros(2**18)} for _ in range(10)]
-    monkeypatch.setattr("scripts.training.state.free_memory", lambda: int(4.5 * 2**20))
+    monkeypatch.setattr("scripts.data.seeded.free_memory", lambda: int(4.5 * 2**20))
     transforms = Compose([Identityd("image"), RandGaussianNoised("image")])
     with pytest.raises(InputError, match=r"10 cases of 1 MiB each .*: 4 would fit, by cache_rate 0.4\."):
         SeededDataset(cases, transforms, cache_rate=1.0, progress=False)

@@ -82,7 +82,8 @@ def test_training_saves_the_inference_network_alone(trained):
     for name in ("model.pt", "model_final.pt"):
         weights = torch.load(output / "models" / name, weights_only=True)
         MISSU(img_size=16, **SMALL_NETWORK).load_state_dict(weights)  # strict: all keys, no other
-    names = ["checkpoint_iteration=4.pt", "model.json", "model.pt", "model_final.json", "model_final.pt"]
+    names = ["checkpoint_iteration=2.pt", "checkpoint_iteration=4.pt"]
+    names += ["model.json", "model.pt", "model_final.json", "model_final.pt"]
     assert sorted(path.name for path in (output / "models").iterdir()) == names
 
 

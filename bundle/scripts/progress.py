@@ -1,8 +1,9 @@
-"""A progress bar with the time left, for people at a terminal."""
+"""A run from without: a progress bar with the time left, for people at a terminal, and what is done at its end."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,7 +12,24 @@ from ignite.engine import Engine, Events
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-__all__ = ["ProgressBar"]
+__all__ = ["ProgressBar", "at_the_end"]
+
+
+def at_the_end(engine: Engine, function: Callable[[], None]) -> None:
+    """Calls a function when a run of an engine ends: completed, with an error, or left by ``sys.exit`` or Ctrl-C.
+
+    It may be called twice. ignite takes an error for handled where a handler knows it, and calls no other handler once
+    one has raised it again; so a last one does that for all.
+    """
+    if engine.has_event_handler(raise_again, Events.EXCEPTION_RAISED):
+        engine.remove_event_handler(raise_again, Events.EXCEPTION_RAISED)
+    engine.add_event_handler(Events.COMPLETED, lambda _: function())
+    engine.add_event_handler(Events.EXCEPTION_RAISED, lambda *_: function())
+    engine.add_event_handler(Events.EXCEPTION_RAISED, raise_again)
+
+
+def raise_again(_: Engine, error: BaseException) -> None:
+    raise error
 
 
 class ProgressBar:
@@ -32,8 +50,7 @@ class ProgressBar:
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self.started)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
-        engine.add_event_handler(Events.COMPLETED, self.completed)
-        engine.add_event_handler(Events.EXCEPTION_RAISED, self.exception_raised)
+        at_the_end(engine, self.open.close)
 
     def started(self, engine: Engine) -> None:
         state: Any = engine.state
@@ -53,10 +70,3 @@ class ProgressBar:
     def iteration_completed(self, _: Engine) -> None:
         if self.bar is not None:
             self.bar.update()
-
-    def completed(self, _: Engine) -> None:
-        self.open.close()
-
-    def exception_raised(self, _: Engine, error: Exception) -> None:
-        self.open.close()
-        raise error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import signal
 import sys
 import threading
@@ -19,19 +20,25 @@ from ignite.engine import Engine, Events
 from ..data.cases import case_id_of
 from ..errors import InputError, flag
 from ..files import check_writable, remove_unfinished
+from ..progress import at_the_end
 from ..weights.checkpoints import read_state, write_state
 
 __all__ = ["TrainingState"]
 
 logger = logging.getLogger(__name__)
 
+CHECKPOINT = "checkpoint_iteration={}.pt"
+WEIGHTS = ("model.pt", "model_final.pt")  # as the configs call them
+
 
 class TrainingState:
     """Handler that saves the whole state of a training, and takes it up again.
 
-    ``checkpoint_iteration=N.pt`` in ``ckpt_dir`` is written every ``interval`` epochs, after the last one, and when the
-    run is asked to end (SIGTERM, Ctrl-C): then after the step that is under way. The last two are kept. A second Ctrl-C
-    ends at once. Attach it after the validation and the learning rate, whose work belongs to the state.
+    ``checkpoint_iteration=N.pt`` in ``ckpt_dir`` is written every ``interval`` epochs, before each validation, after
+    the last epoch, and when the run is asked to end (SIGTERM, Ctrl-C): then after the step that is under way, the same
+    in all processes. The last two are kept. A second Ctrl-C ends at once. Attach it after the learning rate, whose work
+    belongs to the state, and before the validation, which may fail: a training that goes on from the end of an epoch
+    begins with the validation of that epoch.
 
     Args:
         ckpt_dir: folder of the checkpoints.
@@ -39,12 +46,14 @@ class TrainingState:
         interval: epochs between checkpoints.
         objects: what has a ``state_dict``, by name; ``network`` among them.
         evaluator: the engine of the validation, whose best metric decides which weights are kept.
+        val_interval: epochs between validations.
         settings: what has to be the same where a training goes on.
         data: likewise, the lists of cases by their use.
 
     Raises:
-        InputError: at the start, when ``ckpt_dir`` cannot be written, or the checkpoint is not there, unreadable or of
-            another training; later, when a checkpoint cannot be written.
+        InputError: at the start, when ``ckpt_dir`` cannot be written or holds the weights of another training, the
+            first validation case cannot be read, or the checkpoint is not there, unreadable or of another training;
+            later, when a checkpoint cannot be written.
     """
 
     def __init__(
@@ -54,6 +63,7 @@ class TrainingState:
         interval: int,
         objects: Mapping[str, Any],
         evaluator: Engine,
+        val_interval: int,
         settings: Mapping[str, Any],
         data: Mapping[str, Sequence[Mapping[str, Any]]],
     ) -> None:
@@ -63,12 +73,13 @@ class TrainingState:
         self.resume = flag("resume", resume, "auto")
         self.interval = interval
         self.objects = objects
-        self.evaluator = evaluator
+        self.evaluator: Any = evaluator
+        self.val_interval = val_interval
         self.settings = settings
         self.data = data
         self.own: list[Path] = []  # the checkpoints of this run, and the one it goes on from
         self.random_state: Mapping[str, Any] | None = None
-        self.asked_to_end: int | None = None
+        self.asked_to_end = 0
         self.previous_handlers: dict[int, Any] = {}
 
     def attach(self, engine: Engine) -> None:
@@ -76,16 +87,24 @@ class TrainingState:
         engine.add_event_handler(Events.ITERATION_STARTED, self.iteration_started)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
-        engine.add_event_handler(Events.COMPLETED, self.restore_signals)
+        at_the_end(engine, self.restore_signals)
 
     def started(self, engine: Any) -> None:
         check_writable(self.ckpt_dir, "ckpt_dir")
-        if idist.get_rank() == 0:
+        is_first = idist.get_rank() == 0
+        if is_first:
             remove_unfinished(self.ckpt_dir, "*.pt")
-        if self.resume:
-            self.take_up(engine)
+            cases = self.evaluator.data_loader.dataset
+            if len(cases):
+                cases[0]  # or its fault would come to light after epochs
+        newest = self.newest() if self.resume else None
+        if newest is not None:
+            self.take_up(engine, newest)
+        elif is_first and not self.own:
+            self.refuse_to_replace()
         loader, iteration = engine.data_loader, engine.state.iteration
         loader.sampler.start_at(iteration // len(loader), iteration % len(loader) * loader.batch_size)
+        self.asked_to_end = 0
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self.previous_handlers[number] = signal.signal(number, self.asked)
@@ -95,9 +114,10 @@ class TrainingState:
             raise KeyboardInterrupt
         self.asked_to_end = number
 
-    def restore_signals(self, _: Engine) -> None:
+    def restore_signals(self) -> None:
         for number, handler in self.previous_handlers.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not one of Python's
+        self.previous_handlers = {}
 
     def iteration_started(self, _: Engine) -> None:
         # Here and not at the start: making the data loader's iterator may draw random numbers.
@@ -106,26 +126,82 @@ class TrainingState:
             self.random_state = None
 
     def iteration_completed(self, engine: Any) -> None:
-        # The last step of an epoch belongs with its validation.
-        if self.asked_to_end is not None and engine.state.iteration % engine.state.epoch_length:
-            self.end(engine)
+        if engine.state.iteration % engine.state.epoch_length:  # else the epoch is completed, too
+            self.end_if_asked(engine)
 
     def epoch_completed(self, engine: Any) -> None:
-        if self.asked_to_end is not None:
-            self.end(engine)
-        if engine.state.epoch % self.interval == 0 or engine.state.epoch == engine.state.max_epochs:
+        self.end_if_asked(engine)
+        epoch, is_last = engine.state.epoch, engine.state.epoch == engine.state.max_epochs
+        if epoch % self.interval == 0 or epoch % self.val_interval == 0 or is_last:
             self.save(engine)
 
-    def end(self, engine: Any) -> None:
+    def end_if_asked(self, engine: Any) -> None:
+        """Ends all processes after the same step, as soon as one was asked to: they get a signal at different times."""
+        number = int(idist.all_reduce(float(self.asked_to_end), "MAX"))
+        if not number:
+            return
         self.save(engine)
         if idist.get_rank() == 0:
             logger.info(f"Asked to end: saved {self.own[-1]}, go on from there by --resume true.")
-        sys.exit(128 + int(self.asked_to_end or 0))
+        idist.barrier()  # who ends first would have the others ended, too
+        sys.exit(128 + number)
 
     def found(self) -> list[Path]:
-        """The checkpoints that are there, the newest first."""
-        paths = self.ckpt_dir.glob("checkpoint_iteration=*.pt")
-        return sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        """The checkpoints that are there, the newest first: by the number in their names, which a copy keeps."""
+        numbered = {}
+        for path in self.ckpt_dir.glob(CHECKPOINT.format("*")):
+            if number := re.fullmatch(CHECKPOINT.format(r"(\d+)"), path.name):
+                numbered[int(number[1])] = path
+        return [numbered[number] for number in sorted(numbered, reverse=True)]
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint that can be read, as the first process finds it; ``None`` where none is needed.
+
+        Raises:
+            InputError: when there is none, or none can be read.
+        """
+        name = ""
+        if idist.get_rank() == 0:
+            found = self.found()
+            if not found and self.resume != "auto":
+                raise InputError(f"resume needs a {CHECKPOINT.format('*')} in {self.ckpt_dir}, there is none.")
+            for path in found:
+                try:
+                    read_checkpoint(path)
+                except InputError as error:
+                    if path == found[-1]:
+                        raise
+                    logger.warning(f"{error} Goes on from the one before.")
+                else:
+                    name = path.name
+                    break
+        name = str(idist.broadcast(name, src=0))
+        return self.ckpt_dir / name if name else None
+
+    def refuse_to_replace(self) -> None:
+        """Keeps what another training has left, unless this one begins with its weights, as fine-tuning in place does.
+
+        Raises:
+            InputError: naming a file that would be lost.
+        """
+        weights = [self.ckpt_dir / name for name in WEIGHTS if (self.ckpt_dir / name).exists()]
+        there = [*weights, *self.found()]
+        if there and not any(map(self.begins_with, weights)):
+            raise InputError(
+                f"ckpt_dir {self.ckpt_dir} holds {there[0].name} of another training, which this one would replace: "
+                "go on with that training by --resume true, or take another ckpt_dir."
+            )
+
+    def begins_with(self, path: Path) -> bool:
+        """Whether the network has the weights of a file."""
+        try:
+            weights = read_state(path)
+        except InputError:
+            return False
+        own = self.evaluator.network.state_dict()
+        return own.keys() == weights.keys() and all(
+            own[key].shape == weights[key].shape and torch.equal(own[key].cpu(), weights[key]) for key in own
+        )
 
     def save(self, engine: Any) -> None:
         if idist.get_rank() != 0:
@@ -137,7 +213,7 @@ class TrainingState:
         state["best"] = {name: getattr(self.evaluator.state, name) for name in ("best_metric", "best_metric_epoch")}
         state["random"] = random_state()
         state["of"] = self.identity()
-        path = self.ckpt_dir / f"checkpoint_iteration={engine.state.iteration}.pt"
+        path = self.ckpt_dir / CHECKPOINT.format(engine.state.iteration)
         write_state(state, path)
         self.own = [*(other for other in self.own if other != path), path][-2:]
         for other in self.found():
@@ -149,33 +225,27 @@ class TrainingState:
         cases = {name: sorted(map(case_id_of, items)) for name, items in self.data.items()}
         return {"settings": {name: plain(value) for name, value in self.settings.items()}, "cases": cases}
 
-    def take_up(self, engine: Any) -> None:
-        found = self.found()
-        if not found:
-            if self.resume == "auto":
-                return
-            raise InputError(f"resume needs a checkpoint_iteration=*.pt in {self.ckpt_dir}, there is none.")
-        for path in found:
-            try:
-                state = read_state(path)
-                break
-            except InputError as error:
-                if path == found[-1]:
-                    raise
-                logger.warning(f"{error} Goes on from the one before.")
+    def take_up(self, engine: Any, path: Path) -> None:
+        state = read_checkpoint(path)
         self.check(path, state, engine)
         for name, each in self.objects.items():
             each.load_state_dict(state[name])
         if engine.scaler is not None and "scaler" in state:
             engine.scaler.load_state_dict(state["scaler"])
-        engine.state.iteration = state["trainer"]["iteration"]
-        engine.state.epoch = engine.state.iteration // engine.state.epoch_length
+        iteration = engine.state.iteration = state["trainer"]["iteration"]
+        engine.state.epoch = iteration // engine.state.epoch_length
         for name, value in state["best"].items():
             setattr(self.evaluator.state, name, value)
         self.own = [path]
         if idist.get_rank() == 0:  # whose numbers they are; the other processes draw others
             self.random_state = state["random"]
-            logger.info(f"Goes on from {path}, after {engine.state.iteration} steps.")
+            logger.info(f"Goes on from {path}, after {iteration} steps.")
+        if iteration and iteration % engine.state.epoch_length == 0 and engine.state.epoch % self.val_interval == 0:
+            if self.random_state is not None:
+                set_random_state(self.random_state)
+            self.evaluator.run(engine.state.epoch)  # it was to follow, and is the same if it did
+            if self.random_state is not None:
+                self.random_state = random_state()
 
     def check(self, path: Path, state: Mapping[str, Any], engine: Any) -> None:
         """Refuses the state of another training.
@@ -214,6 +284,19 @@ class TrainingState:
                 f"The checkpoint {path} is of a training with {length} steps an epoch, this one has "
                 f"{engine.state.epoch_length}: {advice}, on as many processes."
             )
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint, whose name says how far the training was.
+
+    Raises:
+        InputError: when it cannot be read, or is another one than its name says.
+    """
+    state = read_state(path)
+    iteration = state["trainer"]["iteration"] if "trainer" in state else "no iteration"
+    if path.name != CHECKPOINT.format(iteration):
+        raise InputError(f"{path} should be the checkpoint that its name says, it holds {iteration}.")
+    return state
 
 
 def plain(value: Any) -> Any:
