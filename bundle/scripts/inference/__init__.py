@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from .cases import CaseDataset, CaseEvaluator
 from .inferer import AdaptiveInferer
-from .writer import AtomicNibabelWriter
+from .writer import AtomicNibabelWriter, MaskLayout
 
 __all__ = [
     "AdaptiveInferer",
     "AtomicNibabelWriter",
     "CaseDataset",
     "CaseEvaluator",
+    "MaskLayout",
 ]
