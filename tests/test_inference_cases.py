@@ -110,15 +110,50 @@ def test_a_summary_at_the_end(tmp_path, caplog):
     assert "2 of 4 cases segmented, 1 were there already, 1 failed." in caplog.messages
 
 
-def test_processes_share_the_cases(tmp_path, monkeypatch):
+@pytest.mark.parametrize("shared", [True, False])
+def test_processes_share_the_cases_where_that_is_asked_for(shared, tmp_path, monkeypatch):
+    """The variables alone say nothing: schedulers set them for jobs of one process, too."""
     shares = []
     monkeypatch.setenv("WORLD_SIZE", "3")
     for rank in range(3):
         monkeypatch.setenv("RANK", str(rank))
         (tmp_path / "0_seg.nii.gz").touch()  # what one process has done meanwhile does not move the others' shares
         cases = [{"case_id": str(number), "image": str(number)} for number in range(8)]
-        shares.append([item["case_id"] for item in CaseDataset(cases, nn.Identity(), str(tmp_path)).share])
-    assert shares == [["0", "3", "6"], ["1", "4", "7"], ["2", "5"]]
+        shares.append([item["case_id"] for item in CaseDataset(cases, nn.Identity(), str(tmp_path), shared=shared).share])
+    everything = [str(number) for number in range(8)]
+    assert shares == ([["0", "3", "6"], ["1", "4", "7"], ["2", "5"]] if shared else [everything] * 3)
+
+
+def test_nobody_to_share_with(tmp_path, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(InputError, match="by torchrun .* 'RANK' is not set"):
+        CaseDataset([], nn.Identity(), str(tmp_path), shared=True)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [{"case_id": "a", "image": "x/a_t1.nii.gz"}, {"case_id": "a", "image": "y/a_t1.nii.gz"}],
+        [{"image": "x/a.nii.gz"}, {"image": "y/a.nii"}],  # as the Decathlon lists them
+    ],
+    ids=["by ID", "by name"],
+)
+def test_two_cases_with_one_mask_are_refused(entries, tmp_path):
+    with pytest.raises(InputError, match=r"^Case a is doubled, .*: x/a.* and y/a.* would both be a_seg.nii.gz\.$"):
+        CaseDataset(entries, nn.Identity(), str(tmp_path))
+
+
+def test_dots_tell_cases_apart(tmp_path):
+    """As in DICOM's UIDs."""
+    entries = [{"case_id": f"1.2.{last}", "image": "x.nii"} for last in (840, 841)]
+    dataset = CaseDataset(entries, nn.Identity(), str(tmp_path))
+    assert [dataset.mask_of(item).name for item in dataset.share] == ["1.2.840_seg.nii.gz", "1.2.841_seg.nii.gz"]
+
+
+@pytest.mark.parametrize("case_id", ["../../a", "a/b", "a\\b", "..", ".a", "a\nb", "a" * 250])
+def test_an_id_that_is_no_file_name_is_refused(case_id, tmp_path):
+    with pytest.raises(InputError, match="an ID should be"):
+        CaseDataset([{"case_id": case_id, "image": "x.nii"}], nn.Identity(), str(tmp_path))
 
 
 def test_what_a_killed_process_left(tmp_path):

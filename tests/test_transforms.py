@@ -344,7 +344,7 @@ def test_foreground_keeps_negative_voxels():
 
 
 def test_a_mask_is_named_after_its_case():
-    assert name_by_case({"case_id": "a.b_1", "filename_or_obj": "x.nii"}, None) == {"subject": "a.b_1", "idx": None}
+    assert name_by_case({"case_id": "a.b_1", "filename_or_obj": "x.nii"}, None) == {"case_id": "a.b_1"}
 
 
 class TestConfigs:

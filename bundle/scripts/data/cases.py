@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from ..errors import InputError
 
-__all__ = ["Case", "case_id_of", "case_of", "cases_of_batch", "find_cases", "first_file", "list_cases"]
+__all__ = ["Case", "case_id_of", "case_of", "cases_of_batch", "find_cases", "first_file", "list_cases", "mask_of"]
 
 NIFTI_EXTENSIONS = (".nii.gz", ".nii")
 
@@ -36,6 +36,7 @@ MISNAMED = {("BraTS20_Training_355", "W39_1998.09.19_Segm"): "seg"}
 IMAGE_FOLDERS, LABEL_FOLDERS = ("imagesTr", "imagesTs"), ("labelsTr", "labelsTs")
 LABEL = "seg"
 WHOLE = "image"  # one file that holds all modalities of a case as channels
+LONGEST_NAME = 255 - len(".4194304.")  # of a file, in bytes, less what it is called while it is written
 
 
 @dataclass
@@ -211,8 +212,8 @@ def case_of(path: str | Path) -> Case:
             raise InputError(f"{path} should hold one case, it holds {', '.join(case.case_id for case in cases)}.")
         return cases[0]
     name = split_file_name(path)
-    if name is None:
-        return Case(path.name.split(".")[0], path.parent, {WHOLE: [path]})
+    if name is None:  # a file of another format: only its last suffix is none of its name
+        return Case(path.stem, path.parent, {WHOLE: [path]})
     if name.modality == WHOLE:
         channels = channel_names(name.folder) if path.parent != name.folder else ()
         return Case(name.case_id, name.folder, {WHOLE: [path]}, channels)
@@ -232,7 +233,23 @@ def first_file(entry: Mapping[str, Any]) -> str:
 
 def case_id_of(entry: Mapping[str, Any]) -> str:
     """The case of a datalist's entry: as the entry names it, else as its files do."""
-    return entry.get("case_id") or case_of(first_file(entry)).case_id
+    return str(entry["case_id"]) if entry.get("case_id") else case_of(first_file(entry)).case_id
+
+
+def mask_of(output_dir: str | Path, case_id: str) -> Path:
+    """Where the mask of a case is written, ``<case>_seg.nii.gz``: the one place that says so.
+
+    Raises:
+        InputError: when the ID cannot be a part of a file's name, or would hide the file.
+    """
+    name = f"{case_id}_{LABEL}.nii.gz"
+    if not case_id or case_id.startswith(".") or re.search(r"[/\\\x00-\x1f]", case_id):
+        raise InputError(
+            f"Case {case_id!r}: an ID should be a file's name, without slashes and without a dot at its start."
+        )
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        raise InputError(f"Case {case_id}: an ID should be shorter, {name} has {len(os.fsencode(name))} bytes.")
+    return Path(output_dir) / name
 
 
 def cases_of_batch(batch: Mapping[str, Any]) -> list[str]:

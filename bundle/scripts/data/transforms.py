@@ -177,4 +177,4 @@ class RegionsToClassesd(ConventionTransform):
 
 def name_by_case(meta: Mapping[str, Any], _: Any) -> dict[str, Any]:
     """``output_name_formatter`` of ``SaveImaged``: the file is named after the case, not after one of its files."""
-    return {"subject": meta["case_id"], "idx": None}
+    return {"case_id": meta["case_id"]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .cases import CaseDataset, CaseEvaluator
 from .inferer import AdaptiveInferer, Bfloat16Inferer
-from .writer import AtomicNibabelWriter
+from .writer import AtomicNibabelWriter, MaskLayout
 
 __all__ = [
     "AdaptiveInferer",
@@ -12,4 +12,5 @@ __all__ = [
     "Bfloat16Inferer",
     "CaseDataset",
     "CaseEvaluator",
+    "MaskLayout",
 ]

@@ -14,7 +14,7 @@ from typing import Any
 from monai.data import Dataset
 from monai.engines import SupervisedEvaluator
 
-from ..data.cases import case_id_of, cases_of_batch
+from ..data.cases import case_id_of, cases_of_batch, first_file, mask_of
 from ..errors import InputError, flag, one_sentence
 from ..files import check_writable, remove_unfinished
 
@@ -26,30 +26,39 @@ FAULT = "fault"
 class CaseDataset(Dataset):
     """The cases to segment, in which one with bad input becomes ``{"fault": sentence}`` instead of ending the run.
 
-    Of several processes (``torchrun`` sets RANK and WORLD_SIZE) each takes its share of the cases, by their place in
-    the list alone. They do not wait for each other, so one that dies takes nothing from the others.
-
     Args:
         data: the cases.
         transform: their preprocessing.
         output_dir: where the masks go.
         skip_existing: whether a case that has its mask is left out. Else it is refused, by :meth:`prepare`.
+        shared: whether each process that ``torchrun`` started takes its share of the cases, by their place in the list
+            alone. They do not wait for each other, so one that dies takes nothing from the others.
+
+    Raises:
+        InputError: when a case's ID cannot be a file's name, two cases would have one mask, or there is nobody to share
+            the cases with.
     """
 
     def __init__(
-        self, data: Sequence[Mapping[str, Any]], transform: Callable, output_dir: str, skip_existing: bool = False
+        self,
+        data: Sequence[Mapping[str, Any]],
+        transform: Callable,
+        output_dir: str,
+        skip_existing: bool = False,
+        shared: bool = False,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.skip_existing = flag("skip_existing", skip_existing)
-        self.share = list(data)[int(os.environ.get("RANK", 0)) :: int(os.environ.get("WORLD_SIZE", 1))]
+        check_masks(data, self.output_dir)
+        rank, num_processes = place_among_processes() if flag("shared", shared) else (0, 1)
+        self.share = list(data)[rank::num_processes]
         self.there = [path for path in map(self.mask_of, self.share) if path.exists()]
         super().__init__(
             [item for item in self.share if not (self.skip_existing and self.mask_of(item).exists())], transform
         )
 
     def mask_of(self, item: Mapping[str, Any]) -> Path:
-        """Where ``SaveImaged`` writes the mask of a case."""
-        return self.output_dir / f"{case_id_of(item)}_seg.nii.gz"
+        return mask_of(self.output_dir, case_id_of(item))
 
     def prepare(self) -> None:
         """Makes the output folder ready, and removes what a killed process left of a mask of these cases.
@@ -74,6 +83,30 @@ class CaseDataset(Dataset):
             if sentence is None:
                 raise
             return {FAULT: sentence}
+
+
+def check_masks(data: Sequence[Mapping[str, Any]], output_dir: Path) -> None:
+    """Refuses two cases that would be written to one file."""
+    first: dict[Path, Mapping[str, Any]] = {}
+    for item in data:
+        path = mask_of(output_dir, case_id_of(item))
+        if path in first:
+            raise InputError(
+                f"Case {case_id_of(item)} is doubled, each case has a mask of its own: "
+                f"{first_file(first[path])} and {first_file(item)} would both be {path.name}."
+            )
+        first[path] = item
+
+
+def place_among_processes() -> tuple[int, int]:
+    """Number of this process and how many there are, as ``torchrun`` says."""
+    try:
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            "Cases are shared among processes by torchrun -m monai.bundle run, which sets RANK and WORLD_SIZE: "
+            f"{error} is not set."
+        ) from error
 
 
 class CaseEvaluator(SupervisedEvaluator):
