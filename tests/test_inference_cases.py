@@ -119,14 +119,16 @@ def test_processes_share_the_cases_where_that_is_asked_for(shared, tmp_path, mon
         monkeypatch.setenv("RANK", str(rank))
         (tmp_path / "0_seg.nii.gz").touch()  # what one process has done meanwhile does not move the others' shares
         cases = [{"case_id": str(number), "image": str(number)} for number in range(8)]
-        shares.append([item["case_id"] for item in CaseDataset(cases, nn.Identity(), str(tmp_path), shared=shared).share])
+        shares.append(
+            [item["case_id"] for item in CaseDataset(cases, nn.Identity(), str(tmp_path), shared=shared).share]
+        )
     everything = [str(number) for number in range(8)]
     assert shares == ([["0", "3", "6"], ["1", "4", "7"], ["2", "5"]] if shared else [everything] * 3)
 
 
 def test_nobody_to_share_with(tmp_path, monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(InputError, match="by torchrun .* 'RANK' is not set"):
+    with pytest.raises(InputError, match=r"by torchrun .* 'RANK' is not set"):
         CaseDataset([], nn.Identity(), str(tmp_path), shared=True)
 
 

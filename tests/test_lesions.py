@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import nibabel as nib
 import numpy as np
 import pytest
+import torch
+from monai.data import MetaTensor
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from scripts.evaluation.lesions import find_lesions, lesion_scores
 
@@ -65,6 +69,21 @@ def test_small_is_a_volume_not_a_number_of_voxels():
     assert [lesion.counts for lesion in find_lesions(NOTHING, small, (1, 1, 2))] == [True]
     assert [lesion.counts for lesion in find_lesions(NOTHING, small, MM, min_mm3=49)] == [True]
     assert [lesion.counts for lesion in find_lesions(NOTHING, small, MM)] == [False]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_lesion_of_just_the_volume_is_small_on_any_oblique_grid(seed):
+    """Voxels of 1 mm^3 turned at random: their volume by a NIfTI header is 1 but for rounding."""
+    small, counted = box((30, 8, 8), (5, 5, 2)), box((30, 8, 8), (17, 3, 1))  # 50 and 51 voxels
+    for turn in Rotation.random(10, rng=np.random.default_rng(seed)):
+        affine = np.eye(4)
+        affine[:3, :3] = turn.as_matrix()
+        image = nib.Nifti1Image(np.zeros((2, 2, 2), np.uint8), affine)
+        spacing_mm = MetaTensor(
+            torch.zeros(1, 2, 2, 2), affine=nib.Nifti1Image.from_bytes(image.to_bytes()).affine
+        ).pixdim
+        assert not find_lesions(NOTHING, small, spacing_mm.tolist())[0].counts
+        assert find_lesions(NOTHING, counted, spacing_mm.tolist())[0].counts
 
 
 @pytest.mark.parametrize(("gap", "expected"), [(6, 1), (7, 2)], ids=["dilations meet", "they do not"])

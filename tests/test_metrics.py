@@ -36,12 +36,12 @@ def line(text: str) -> np.ndarray:
         (
             "....",
             "##..",
-            {"dice": 0, "sensitivity": 0, "specificity": 1, "accuracy": 0.5, "hd95_mm": 373.13, "nsd_1mm": 0},
+            {"dice": 0, "sensitivity": 0, "specificity": 1, "accuracy": 0.5, "hd95_mm": 374, "nsd_1mm": 0},
         ),
         (
             "#...",
             "....",
-            {"dice": 0, "sensitivity": 0, "specificity": 0.75, "accuracy": 0.75, "hd95_mm": 373.13, "nsd_1mm": 0},
+            {"dice": 0, "sensitivity": 0, "specificity": 0.75, "accuracy": 0.75, "hd95_mm": 374, "nsd_1mm": 0},
         ),
     ],
     ids=["by hand", "perfect", "both empty", "missed", "false alarm"],
@@ -56,7 +56,7 @@ def test_a_missed_case_beside_a_perfect_one_counts_in_each_mean():
     perfect, missed = (score_region(mask, tumor, (5, 5, 5))[0] for mask in (tumor, nothing))
     means = {name: (perfect[name] + missed[name]) / 2 for name in perfect}
     assert means["dice"] == 0.5
-    assert means["hd95_mm"] == pytest.approx(373.13 / 2)
+    assert means["hd95_mm"] == pytest.approx(374 / 2)
     assert (means["lesion_dice"], means["lesion_hd95_mm"]) == (0.5, 374 / 2)
     assert (means["nsd_1mm"], means["sensitivity"], means["specificity"]) == (0.5, 0.5, 1)
 

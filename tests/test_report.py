@@ -56,7 +56,7 @@ def test_a_perfect_case_beside_a_missed_one(tmp_path, capsys):
     assert [row["case"] for row in rows] == ["case_a", "case_b"]
     assert [row["dice_wt"] for row in rows] == ["1.0000", "1.0000"]
     assert [row["dice_et"] for row in rows] == ["0.0000", "1.0000"]
-    assert [row["hd95_mm_et"] for row in rows] == ["373.1300", "0.0000"]
+    assert [row["hd95_mm_et"] for row in rows] == ["374.0000", "0.0000"]
     assert [row["true_volume_ml_et"] for row in rows] == ["0.0640", "0.0640"]  # 4 mm cubed
     assert read(tmp_path / "new" / "lesions.csv")[:2] == [
         {
@@ -72,7 +72,7 @@ def test_a_perfect_case_beside_a_missed_one(tmp_path, capsys):
     # Mean and deviation of 0 and 1; four draws of two cases give means 0, 0.5, 0.5, 1, so the interval is all of it.
     expected = ("2", "0.5000", "0.5000", "0.5000", "0.0000", "1.0000")
     assert tuple(summary["dice", "et"].values())[2:] == expected
-    assert summary["hd95_mm", "et"]["mean"] == "186.5650"  # (0 + 373.13) / 2
+    assert summary["hd95_mm", "et"]["mean"] == "187.0000"  # (0 + 374) / 2
     assert summary["dice", "wt"]["ci95_low"] == "1.0000"
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert printed[0][:2] == ["2", "cases"]

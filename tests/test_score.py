@@ -75,3 +75,14 @@ def test_masks_of_two_spaces(folders):
     path = folders["predicted"] / "case_3_seg.nii.gz"
     nib.save(nib.Nifti1Image(np.asarray(nib.load(path).dataobj), np.eye(4)), path)
     assert "Case case_3: the files should have one affine" in str(score(folders, *CONVENTIONS))
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"), [((), 373.1287), (("--missed_mm", "100"), 100)], ids=["of the convention", "given"]
+)
+def test_the_distance_of_a_missed_region(folders, more, expected):
+    path = folders["predicted"] / "case_3_seg.nii.gz"
+    nib.save(nib.Nifti1Image(np.zeros((20, 24, 16), np.uint8), nib.load(path).affine), path)
+    assert score(folders, *CONVENTIONS, *more) is None
+    rows = list(csv.DictReader((folders["output"] / "metrics.csv").read_text().splitlines()))
+    assert float(rows[3]["hd95_mm_wt"]) == pytest.approx(expected)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from scripts.evaluation.surfaces import hd95_mm, surface_dice, symmetric_distances_mm
+from scripts.data.labels import LABEL_CONVENTIONS
+from scripts.evaluation.surfaces import hd95_mm, missed_mm_of, surface_dice, symmetric_distances_mm
 
-MISSED = 373.13
+MISSED = 374
 SHAPE = (24, 16, 16)
 
 
@@ -49,6 +50,14 @@ def cube(start: int) -> np.ndarray:
 def test_hd95(prediction, truth, spacing_mm, expected):
     assert hd95_mm(prediction, truth, spacing_mm) == pytest.approx(expected, abs=1e-5)
     assert hd95_mm(truth, prediction, spacing_mm) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("convention", LABEL_CONVENTIONS)
+def test_a_missed_region_counts_what_the_challenge_of_its_year_has(convention):
+    diagonal = (240**2 + 240**2 + 155**2) ** 0.5  # of a BraTS volume in mm
+    before_2023 = {name: pytest.approx(diagonal, abs=1e-4) for name in ("brats2018", "decathlon", "nnunet")}
+    expected = before_2023 | dict.fromkeys(("brats2023", "brats2024_gli", "brats_ped"), 374)
+    assert missed_mm_of(convention) == expected.get(convention)
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from .surfaces import hd95_mm
+from .surfaces import MISSED_MM, hd95_mm
 
 __all__ = ["Lesion", "find_lesions", "lesion_scores"]
 
-MISSED_MM = 374.0  # what this definition counts for a missed and for a false lesion
 DILATION = ndimage.generate_binary_structure(3, 2)  # 18 neighbors
 TOUCHING = ndimage.generate_binary_structure(3, 3)  # 26 neighbors
+# An affine of 32 bits gives a voxel of 1 mm^3 as 1.0000001 or 0.9999999.
+TOLERANCE = 1e-4
 
 
 @dataclass
@@ -83,7 +84,7 @@ def find_lesions(
                 predicted_mm3=float(sizes[matched].sum() * voxel_mm3),
                 dice=float(2.0 * (lesion & predicted).sum() / (lesion.sum() + predicted.sum())),
                 hd95_mm=hd95_mm(predicted, lesion, spacing_mm, MISSED_MM),
-                counts=bool(lesion.sum() * voxel_mm3 > min_mm3),
+                counts=bool(lesion.sum() * voxel_mm3 > min_mm3 * (1 + TOLERANCE)),
             )
         )
     for size in sizes[1:][~is_matched[1:]]:

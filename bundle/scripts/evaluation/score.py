@@ -24,7 +24,7 @@ from ..data.loading import check_same_space, image_loader, read
 from ..errors import InputError
 from .metrics import CHAOS_METRICS, METRICS
 from .report import EvaluationReport
-from .surfaces import MISSED_MM
+from .surfaces import missed_mm_of
 
 __all__ = ["main", "score_masks"]
 
@@ -55,6 +55,8 @@ def score_masks(
     for case_id in sorted(truths.keys() ^ predictions.keys()):
         lacking, folder = ("prediction", prediction_dir) if case_id in truths else ("label", dataset_dir)
         raise InputError(f"Case {case_id}: the {lacking} is missing in {folder}.")
+    if rules.get("missed_mm") is None:
+        rules["missed_mm"] = missed_mm_of(label_convention)
     report = EvaluationReport(output_dir, tuple(regions(label_convention)), rules)
     for case_id, path in tqdm(sorted(truths.items()), desc="scoring", leave=False, disable=None):
         truth = load_regions(case_id, path, label_convention, label_convention)
@@ -90,7 +92,7 @@ def main(argv: Sequence[str]) -> None:
         "--metrics", type=listed(str), default=METRICS, help=f"of {', '.join((*METRICS, *CHAOS_METRICS))}"
     )
     parser.add_argument(
-        "--missed_mm", type=float, default=MISSED_MM, help="distance where one mask is empty; default: %(default)s"
+        "--missed_mm", type=float, help="distance where one mask is empty; default: that of the label_convention"
     )
     parser.add_argument("--lesion_dilations", type=int, default=3)
     parser.add_argument("--lesion_min_mm3", type=float, default=50.0)

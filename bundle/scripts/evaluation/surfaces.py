@@ -8,9 +8,23 @@ import numpy as np
 import torch
 from monai.metrics.utils import get_mask_edges, get_surface_distance
 
-__all__ = ["MISSED_MM", "hd95_mm", "surface_dice", "symmetric_distances_mm"]
+__all__ = ["MISSED_MM", "hd95_mm", "missed_mm_of", "surface_dice", "symmetric_distances_mm"]
 
-MISSED_MM = 373.13  # the diagonal of a BraTS volume, 240 x 240 x 155 mm: the challenge's distance for a missed region
+MISSED_MM = 374.0  # BraTS from 2023 on writes it for an infinite distance: rachitsaluja/BraTS-2023-Metrics
+# The portal of BraTS 2018 to 2021 gave the diagonal of a volume of 240 x 240 x 155 mm: 373.1287 in its tables.
+MISSED_MM_BEFORE_2023 = 373.1287
+CONVENTIONS_BEFORE_2023 = ("brats2018", "decathlon", "nnunet")  # the last two hold cases of BraTS 2016 and 2017
+CONVENTIONS_FROM_2023 = ("brats2023", "brats2024_gli", "brats_ped")
+
+
+def missed_mm_of(label_convention: str) -> float | None:
+    """The distance in mm that a missed or a false region counts, as the challenge of a convention has it.
+
+    ``None``, which is the diagonal of each volume, where the convention is of no BraTS challenge.
+    """
+    if label_convention in CONVENTIONS_FROM_2023:
+        return MISSED_MM
+    return MISSED_MM_BEFORE_2023 if label_convention in CONVENTIONS_BEFORE_2023 else None
 
 
 def surface_distances_mm(
