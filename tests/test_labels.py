@@ -8,6 +8,7 @@ import torch
 
 from scripts.data.labels import (
     LABEL_CONVENTIONS,
+    class_names,
     classes_to_regions,
     classes_to_values,
     num_classes,
@@ -146,3 +147,18 @@ def test_regions_that_contradict_each_other_count_as_the_smaller_one():
     # Channels TC, WT, ET of five voxels: ET outside of the others, TC outside of WT, ET in WT alone, WT, nothing.
     masks = torch.tensor([[0, 1, 0, 0, 0], [0, 0, 1, 1, 0], [1, 0, 1, 0, 0]]).reshape(3, 1, 1, 5)
     assert regions_to_classes(masks, "brats2023").flatten().tolist() == [3, 1, 3, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("convention", "names"),
+    [
+        ("brats2018", ["background", "ncr", "ed", "et"]),
+        ("brats2024_gli", ["background", "ncr", "ed", "et", "rc"]),
+        ("brats_ped", ["background", "ncr", "ed", "et", "cc"]),
+        ("hippocampus", ["background", "anterior", "posterior"]),
+        ("chaos_liver", ["background", "liver"]),
+    ],
+)
+def test_names_of_classes(convention, names):
+    assert class_names(convention) == names
+    assert len(names) == num_classes(convention)

@@ -11,6 +11,7 @@ from ..errors import InputError
 
 __all__ = [
     "LABEL_CONVENTIONS",
+    "class_names",
     "classes_to_regions",
     "classes_to_values",
     "convention_table",
@@ -71,6 +72,14 @@ def regions(label_convention: str) -> dict[str, tuple[int, ...]]:
     """The regions that are scored, with their classes; for tumors ``tc``, ``wt``, ``et`` and what there is besides."""
     convention_table(label_convention)
     return REGIONS_OF_CONVENTION.get(label_convention, REGIONS)
+
+
+def class_names(label_convention: str) -> list[str]:
+    """The classes of a network by their numbers, the background first."""
+    of_convention: dict[str, tuple[int, ...]] = regions(label_convention)
+    names = {0: "background"} | ({} if "wt" not in of_convention else {1: "ncr", 2: "ed", 3: "et"})
+    names |= {classes[0]: name for name, classes in of_convention.items() if len(classes) == 1}
+    return [names[number] for number in sorted(names)]
 
 
 def _replace(array: Array, table: dict[int, int]) -> tuple[Array, Array]:
