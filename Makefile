@@ -6,6 +6,7 @@
 # make bench          speed and memory beside other networks and nnU-Net, on a CPU; installs an environment of its own first
 # make package        dist/<name>_v<version>.zip of the bundle with its weights and a bill of materials; WEIGHTS=none: without
 # make lock           requirements-lock.txt anew, of today's newest versions
+# make reference      docs/reference anew, from the configs and the code
 # make audit          known vulnerabilities of what is locked; needs PyPI's advisories
 
 # The first of these Pythons that is there; PYTHON=python3.12 picks another.
@@ -24,7 +25,7 @@ SBOM := bundle/docs/sbom.cdx.json
 RESOLVE = echo $(TORCH) | $(BIN)/uv pip compile --quiet --python $(BIN)/python --constraint requirements-lock.txt \
 	--no-header --no-annotate
 
-.PHONY: demo test test-slow test-clients bench package lock audit lint clean
+.PHONY: demo test test-slow test-clients bench package lock reference audit lint clean
 .DELETE_ON_ERROR:
 
 $(VENV)/installed: requirements-lock.txt
@@ -79,6 +80,9 @@ lock: $(VENV)/installed
 		--no-header --output-file $(VENV)/lock.txt requirements-dev.txt -
 	{ echo '# Made by `make lock`: all that `make` installs, but torch and the GPU libraries that belong to a build of it.'; \
 	awk '/^[a-z]/ {skip = /^(cuda|nvidia|torch|triton)[-=]/} !skip' $(VENV)/lock.txt; } > requirements-lock.txt
+
+reference: $(VENV)/installed
+	$(BIN)/python tools/reference.py
 
 audit: $(VENV)/installed
 	$(RESOLVE) requirements-dev.txt - --output-file $(VENV)/audited.txt

@@ -1,4 +1,4 @@
-"""All measurements of docs/performance.md, each in a process of its own, the candidates in turn: ``make bench``.
+"""All measurements of docs/about/performance.md, each in a process of its own, the candidates in turn: ``make bench``.
 
 python benchmarks/bench.py --output_dir benchmarks/results
 """

@@ -132,7 +132,7 @@ def test_the_defaults_are_the_papers():
     train = load("train.json")
     wanted = {"roi_size": [128, 128, 128], "batch_size": 4, "max_epochs": 1000, "learning_rate": 4e-4}
     assert {key: train[key] for key in wanted} == wanted
-    assert train["distillation_weight"] == 0.0  # the paper: 0.3; docs/experiments.md says why
+    assert train["distillation_weight"] == 0.0  # the paper: 0.3; docs/about/experiments.md says why
     assert (train["optimizer"]["betas"], train["optimizer"]["eps"]) == ([0.9, 0.999], 1e-5)
     assert train["lr_scheduler"]["power"] == 0.9
 

@@ -204,7 +204,7 @@ def test_warm_up_ends_in_the_poly_decay_of_torch():
 
 @pytest.mark.slow
 def test_self_distillation_at_a_tenth_of_the_budget(real_data, tmp_path):
-    """The command of docs/experiments.md with 40 steps instead of 400."""
+    """The command of docs/about/experiments.md with 40 steps instead of 400."""
     experiment, results = EXPERIMENTS / "self_distillation.json", tmp_path / "results"
     arguments = ["--dataset_dir", str(real_data / "hippocampus"), "--iterations", "40", "--results", str(results)]
     assert runner.main([str(experiment), *arguments]) is None

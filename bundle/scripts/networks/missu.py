@@ -26,7 +26,7 @@ class ConvBlock(nn.Sequential):
     """3x3x3 convolution, instance norm, ReLU.
 
     The paper is silent on the norm. This one is nnU-Net's. With eight groups the network did not learn the small
-    classes in the first hundred steps (docs/architecture.md).
+    classes in the first hundred steps (docs/about/architecture.md).
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
