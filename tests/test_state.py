@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import resource
@@ -250,19 +251,29 @@ def test_a_training_that_was_done_stays_so(tmp_path, undisturbed):
     assert torch.equal(weights(engine), undisturbed)
 
 
-@pytest.mark.parametrize("name", ["checkpoint_iteration=6.pt", "model.pt", "model_final.pt"])
 @pytest.mark.parametrize("resume", [False, "auto"])
-def test_what_another_training_left_is_not_replaced(tmp_path, name, resume):
+def test_what_another_training_left_is_not_replaced(tmp_path, resume):
+    name = "checkpoint_iteration=6.pt"
     (tmp_path / name).write_text("weeks of work")
     engine = trainer(tmp_path, resume=resume)
-    match = (
-        "cannot be read" if resume and name.startswith("checkpoint") else f"holds {name} of another .* --resume true"
-    )
+    match = "cannot be read" if resume else f"holds {name} of another .* --resume true"
     with pytest.raises(InputError, match=match):
         engine.run()
     assert engine.state.iteration == 0
     assert (tmp_path / name).read_text() == "weeks of work"
     assert checkpoints(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("resume", [False, "auto"])
+def test_weights_alone_are_set_aside_with_their_record(tmp_path, resume, caplog):
+    (tmp_path / "model.pt").write_text("shipped")
+    (tmp_path / "model.json").write_text("their record")
+    trainer(tmp_path, resume=resume).run()
+    digest = hashlib.sha256(b"shipped").hexdigest()[:8]
+    assert (tmp_path / f"model-{digest}.pt").read_text() == "shipped"
+    assert (tmp_path / f"model-{digest}.json").read_text() == "their record"
+    assert not (tmp_path / "model.json").exists()
+    assert f"kept as model-{digest}.pt" in caplog.text
 
 
 def test_weights_that_a_training_begins_with_are_its_own_to_replace(tmp_path):

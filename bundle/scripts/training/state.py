@@ -21,7 +21,7 @@ from ..data.cases import case_id_of
 from ..errors import InputError, flag
 from ..files import check_writable, remove_unfinished
 from ..progress import at_the_end
-from ..weights.checkpoints import read_state, write_state
+from ..weights.checkpoints import read_state, sha256, write_state
 
 __all__ = ["TrainingState"]
 
@@ -51,7 +51,7 @@ class TrainingState:
         data: likewise, the lists of cases by their use.
 
     Raises:
-        InputError: at the start, when ``ckpt_dir`` cannot be written or holds the weights of another training, the
+        InputError: at the start, when ``ckpt_dir`` cannot be written or holds a checkpoint of another training, the
             first validation case cannot be read, or the checkpoint is not there, unreadable or of another training;
             later, when a checkpoint cannot be written.
     """
@@ -101,7 +101,7 @@ class TrainingState:
         if newest is not None:
             self.take_up(engine, newest)
         elif is_first and not self.own:
-            self.refuse_to_replace()
+            self.keep_what_is_there()
         loader, iteration = engine.data_loader, engine.state.iteration
         loader.sampler.start_at(iteration // len(loader), iteration % len(loader) * loader.batch_size)
         self.asked_to_end = 0
@@ -178,19 +178,28 @@ class TrainingState:
         name = str(idist.broadcast(name, src=0))
         return self.ckpt_dir / name if name else None
 
-    def refuse_to_replace(self) -> None:
-        """Keeps what another training has left, unless this one begins with its weights, as fine-tuning in place does.
+    def keep_what_is_there(self) -> None:
+        """Refuses the folder of another training that could go on; weights alone, such as shipped ones, are set aside.
+
+        Neither where this training begins with these weights, as fine-tuning in place does.
 
         Raises:
-            InputError: naming a file that would be lost.
+            InputError: naming a checkpoint that would be lost.
         """
-        weights = [self.ckpt_dir / name for name in WEIGHTS if (self.ckpt_dir / name).exists()]
-        there = [*weights, *self.found()]
-        if there and not any(map(self.begins_with, weights)):
+        weights = [path for name in WEIGHTS if (path := self.ckpt_dir / name).exists()]
+        if any(map(self.begins_with, weights)):
+            return
+        if there := self.found():
             raise InputError(
                 f"ckpt_dir {self.ckpt_dir} holds {there[0].name} of another training, which this one would replace: "
                 "go on with that training by --resume true, or take another ckpt_dir."
             )
+        for path in weights:
+            aside = path.with_stem(f"{path.stem}-{sha256(path)[:8]}")
+            logger.warning(f"{path} is of another training: kept as {aside.name}.")
+            for suffix in (".json", ".pt"):  # the record first: never weights with a record of others
+                if path.with_suffix(suffix).exists():
+                    path.with_suffix(suffix).replace(aside.with_suffix(suffix))
 
     def begins_with(self, path: Path) -> bool:
         """Whether the network has the weights of a file."""
@@ -200,7 +209,7 @@ class TrainingState:
             return False
         own = self.evaluator.network.state_dict()
         return own.keys() == weights.keys() and all(
-            own[key].shape == weights[key].shape and torch.equal(own[key].cpu(), weights[key]) for key in own
+            own[key].shape == weights[key].shape and torch.equal(own[key].to(weights[key]), weights[key]) for key in own
         )
 
     def save(self, engine: Any) -> None:
