@@ -93,9 +93,14 @@ def test_the_last_epoch_is_validated_whatever_their_number():
 
 
 def test_what_stands_twice_is_the_same():
-    train, inference = load("train.json"), load("inference.json")
-    for key in ("modalities", "roi_size", "device", "amp", "network_def", "network", "discretize", "refine"):
+    train, inference, evaluate = load("train.json"), load("inference.json"), load("evaluate.json")
+    for key in ("device", "amp", "network", "discretize", "refine"):
         assert train[key] == inference[key], key
+    network = {key.split("#")[1]: value for key, value in evaluate.items() if key.startswith("network_def#")}
+    assert train["network_def"] | network == inference["network_def"]
+    # What the record of the weights decides, for both of those that use weights.
+    for key in ("modalities", "spacing_mm", "roi_size", "stretch", "invert_logits", "largest_component_of", "contract"):
+        assert evaluate[key] == inference[key], key
     # Validation scores what inference saves. It reads a label too, and inference alone shows a bar over the windows.
     labelled = [
         transform
@@ -113,7 +118,7 @@ def test_metadata_names_channels_and_classes_as_the_code_does():
     assert [channels[str(i)].lower() for i in range(4)] == list(MODALITIES) == load("train.json")["modalities"]
     # The keys are the values in our masks: MONAI Label shows the name of the key that it finds in a voxel.
     classes = formats["outputs"]["pred"]["channel_def"]
-    convention = load("inference.json")["label_convention"]
+    convention = load("inference.json")["label_convention"]["default"]
     assert {int(value) for value in classes} - {0} == set(LABEL_CONVENTIONS[convention])
     assert all(value == label for value, label in LABEL_CONVENTIONS[convention].items())
 

@@ -21,7 +21,7 @@ from monai.transforms import MapTransform
 
 from ..errors import InputError
 from ..files import whole_file
-from ..weights.checkpoints import read_record
+from ..weights.record import read_record
 
 __all__ = ["SmallEnhancingToCored", "choose_mm3", "chosen_mm3"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .checkpoints import CheckpointLoader, WeightsSaver, fold_checkpoints
 from .engines import OnnxNetwork, TorchExportNetwork, TorchScriptNetwork
+from .record import check_contract, check_unseen, convention_to_write, network_of_record, recorded
 
 __all__ = [
     "CheckpointLoader",
@@ -11,5 +12,10 @@ __all__ = [
     "TorchExportNetwork",
     "TorchScriptNetwork",
     "WeightsSaver",
+    "check_contract",
+    "check_unseen",
+    "convention_to_write",
     "fold_checkpoints",
+    "network_of_record",
+    "recorded",
 ]

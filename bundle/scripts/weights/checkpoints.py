@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import logging
@@ -22,14 +21,13 @@ from ..data.cases import case_id_of, first_file, folder_of
 from ..errors import InputError
 from ..files import whole_file
 from ..networks import Ensemble
+from .record import arguments_of, describe, sha256
 
 __all__ = [
     "CheckpointLoader",
     "WeightsSaver",
-    "describe",
     "fold_checkpoints",
     "load_weights",
-    "read_record",
     "read_state",
     "save_weights",
     "write_state",
@@ -90,44 +88,6 @@ def save_weights(network: nn.Module, path: str | Path, record: Mapping[str, Any]
     if record is not None:
         with whole_file(path.with_suffix(".json")) as temporary:
             temporary.write_text(json.dumps({**record, "sha256": sha256(path)}, indent=2) + "\n")
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def read_record(path: str | Path) -> dict[str, Any] | None:
-    """The record beside weights; ``None`` where there is none.
-
-    Raises:
-        InputError: when it cannot be read, or is that of other weights.
-    """
-    path = Path(path)
-    file = path.with_suffix(".json")
-    if not file.is_file():
-        return None
-    try:
-        record = json.loads(file.read_text())
-        digest = record["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"The record {file} of the weights {path} cannot be read: delete it to go on without."
-        ) from error
-    if digest != sha256(path):
-        raise InputError(
-            f"The weights {path} are not those that {file} tells of, the sha256 differs: "
-            f"restore them, or delete {file}."
-        )
-    return record
-
-
-def describe(path: str | Path) -> str:
-    """One line on where weights come from, by their record."""
-    record = read_record(path)
-    if record is None:
-        return f"{path}: of unknown origin, there is no {Path(path).stem}.json beside it."
-    metrics = "".join(f", {name} {value:.3f}" for name, value in record["metrics"].items())
-    return f"{path}: trained on {record['dataset']} ({len(record['cases'])} cases), epoch {record['epoch']}{metrics}."
 
 
 def load_weights(network: nn.Module, path: str | Path) -> None:
@@ -231,7 +191,7 @@ class WeightsSaver:
         return {
             "dataset": Path(os.path.commonpath([folder_of(first_file(item)) for item in items])).name,
             "cases": sorted(map(case_id_of, items)),
-            "settings": dict(self.settings),
+            "settings": {**self.settings, "network": arguments_of(self.network)},
             "epoch": state.epoch,
             "metrics": {name: float(value) for name, value in state.metrics.items()},
             "versions": {

@@ -72,11 +72,13 @@ def export(
         raise InputError(f"Export needs {', '.join(missing)}: pip install {' '.join(missing)}.")
     config = ConfigParser()
     config.read_config(list(config_file))
+    if checkpoint is not None:
+        config["checkpoint"] = str(checkpoint)
     size = list(size or config.get_parsed_content("roi_size"))
     for axis, side in zip(AXES, size):
         if side < 2 * STRIDE or side % STRIDE:
             raise InputError(f"size should be divisible by {STRIDE}, from {2 * STRIDE} on, {axis} is {side}.")
-    checkpoint = str(checkpoint or config.get_parsed_content("checkpoint"))
+    checkpoint = str(config.get_parsed_content("checkpoint"))
     network = config.get_parsed_content("network_def").eval()
     load_weights(network, checkpoint)
     examples = [smooth_images(batch, network.in_channels, sides) for batch, *sides in ((1, *size), TRACED)]
@@ -113,6 +115,7 @@ def write_torchscript(path: Path, checkpoint: str, config_file: Sequence[str]) -
         ckpt_file=checkpoint,
         meta_file=str(Path(config_file[0]).with_name("metadata.json")),
         config_file=list(config_file),
+        checkpoint=checkpoint,  # whose record tells the network's arguments
     )
 
 
@@ -131,6 +134,7 @@ def write_onnx(path: Path, checkpoint: str, config_file: Sequence[str], input_sh
         filepath=str(path),
         ckpt_file=checkpoint,
         config_file=list(config_file),
+        checkpoint=checkpoint,
         use_trace=True,  # hands the keyword arguments to torch.onnx.export
         input_shape=list(input_shape),
         converter_kwargs=options,
