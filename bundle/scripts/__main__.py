@@ -17,6 +17,7 @@ COMMANDS = {
     "chaos": ("sources.chaos", "the CHAOS challenge as it is distributed, to cases"),
     "preflight": ("checks.preflight", "what is wrong with a folder of cases"),
     "datalist": ("data.datalist", "split a folder of cases by patient"),
+    "segment": ("inference.segment", "one case by its files, to one mask"),
     "cross_validation": (
         "training.cross_validation",
         "train all folds and score each case by the one that left it out",
