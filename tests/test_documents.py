@@ -25,7 +25,12 @@ from scripts.sources.phantom import write_phantoms
 
 ROOT = Path(__file__).parents[1]
 BUNDLE = ROOT / "bundle"
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", BUNDLE / "docs" / "README.md", *(ROOT / "docs").rglob("*.md")]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    BUNDLE / "docs" / "README.md",
+    *(ROOT / "docs").rglob("*.md"),
+]
 MONAI = {"config_file", "bundle_root", "args_file", "meta_file", "logging_file", "workflow_type"}  # of its own runner
 
 

@@ -15,7 +15,8 @@ from torch import nn
 from scripts.__main__ import main
 from scripts.errors import InputError
 from scripts.evaluation.small_et import SmallEnhancingToCored, choose_mm3, chosen_mm3
-from scripts.weights.checkpoints import read_record, save_weights
+from scripts.weights.checkpoints import save_weights
+from scripts.weights.record import read_record
 
 
 def prediction(num_et: int, spacing_mm: float = 1.0) -> MetaTensor:

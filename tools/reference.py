@@ -68,6 +68,10 @@ MEANING = {
         "[What it does](../about/performance.md#a-whole-case)"
     ),
     "overlap": "of neighboring windows, at least, as a share of `roi_size`",
+    "invert_logits": "`true` brings logits back to the grid of the file before a class is chosen: smooth borders where `spacing_mm` is coarse",
+    "largest_component_of": "classes of which only the largest piece stays",
+    "allow_training_cases": "`true` scores cases that the weights were trained on, by their record",
+    "of_all_processes": "the steps of a training that each process does",
     "metrics": "columns of the tables, see [scores](../evaluate.md#scores-of-a-case)",
     "missed_mm": "distance that is written where P or T alone is empty; `null`: the diagonal of the case's own volume",
     "lesion_dilations": "dilations by which pieces of the truth become one lesion, see [lesions](../evaluate.md#lesions)",
@@ -115,7 +119,14 @@ def knobs_of(config: str) -> dict[str, Any]:
     keys = list(content)
     if "network_def" in keys and config in WORKFLOWS:
         keys = keys[: keys.index("network_def")]
-    return {key: content[key] for key in keys if is_knob(key, content[key]) and key not in parts()}
+    defaults = {key: default_of(content[key]) for key in keys}
+    return {key: value for key, value in defaults.items() if is_knob(key, value) and key not in parts()}
+
+
+def default_of(value: Any) -> Any:
+    """What a knob is without a record of the weights, where it comes from there."""
+    from_record = isinstance(value, dict) and value.get("_target_", "").startswith("scripts.weights.")
+    return value.get("default", value) if from_record else value
 
 
 def parts() -> set[str]:
