@@ -27,7 +27,12 @@ def test_the_content_is_on_the_disk_before_the_name_and_the_name_at_the_end(tmp_
 def test_what_was_there_stays_where_a_write_fails(tmp_path):
     target = tmp_path / "mask.nii.gz"
     target.write_text("old")
-    with pytest.raises(ZeroDivisionError), whole_file(target) as temporary:
-        temporary.write_text("half")
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with whole_file(target) as temporary:
+            temporary.write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("mask.nii.gz", "old")]

@@ -11,7 +11,6 @@ import torch
 from scripts import memory
 from scripts.memory import free_memory, size_of
 
-
 MACHINE = 5_000_000 * 1024
 NAMES = {
     2: ("memory.max", "memory.current", "inactive_file {}\nactive_file {}\nanon 7\n"),

@@ -26,8 +26,8 @@ class MappedDataset(Seeded, Dataset):
     They are mapped to memory: a crop reads its own voxels, no file is decompressed, no pickle opened, and processes
     share what they read. MONAI's ``PersistentDataset`` reads a whole case for each crop.
 
-    A case is prepared anew when one of its files, the names of its channels or ``settings`` has changed. Whoever edits the transforms themselves
-    has to take another folder.
+    A case is prepared anew when one of its files, the names of its channels or ``settings`` has changed. Whoever edits
+    the transforms themselves has to take another folder.
 
     Args:
         data: the cases, of ``image`` and ``label``.
@@ -52,7 +52,7 @@ class MappedDataset(Seeded, Dataset):
         """Stem of the files of a case: its ID, and what its content hangs on."""
         image = item["image"]
         if isinstance(image, Mapping):
-            named, channels = [*image.items()], ()
+            named, channels = [*image.items()], tuple[str, ...]()
         else:
             case = case_of(image)  # its siblings are read, too, and dataset.json gives the order of its channels
             named = [(name, file) for name, files in sorted(case.files.items()) for file in files]

@@ -2,7 +2,8 @@
 
     python -m scripts cross_validation --dataset_dir BraTS2019 --output_dir folds --folds 5
 
-Below ``output_dir``: ``datalist.json`` with the split, ``settings.json`` with what all folds are trained with, ``fold0`` .. with weights and tables, and the tables of all
+Below ``output_dir``: ``datalist.json`` with the split, ``settings.json`` with what all folds are trained with,
+``fold0`` .. with weights and tables, and the tables of all
 held-out cases. The last weights of a fold are scored, not those that the held-out cases would choose. What is done is
 not done again, and a training goes on from its last checkpoint, so the same command serves after an interruption.
 Overlays and knobs of the training go through:
