@@ -51,8 +51,8 @@ class AdaptiveInferer(Inferer):
         progress: whether to show a bar over the windows.
 
     Raises:
-        InputError: when ``stretch`` is below 1, or ``overlap`` not in [0, 1); by a call, when one window of ``roi_size``
-            alone is too much for the memory, or a logit is NaN or infinite.
+        InputError: when ``stretch`` is below 1, or ``overlap`` not in [0, 1); by a call, when one window of
+            ``roi_size`` alone is too much for the memory, or a logit is NaN or infinite.
     """
 
     def __init__(self, roi_size: Sequence[int], stretch: float, overlap: float, progress: bool = False) -> None:
