@@ -24,8 +24,7 @@ COMMANDS = {
     ),
     "score": ("evaluation.score", "score masks that are there already"),
     "small_et": ("evaluation.small_et", "choose the volume below which enhancing tumor is taken for core"),
-    "picture": ("pictures.picture", "one case as a picture, in colors"),
-    "outlines": ("pictures.outlines", "one case as a picture, in outlines"),
+    "picture": ("pictures.picture", "one case as a picture, in colors or outlines"),
     "export": ("weights.export", "the network as TorchScript, ONNX and torch.export"),
 }
 
