@@ -159,7 +159,7 @@ def test_the_python_of_the_documents(tmp_path):
     (cases / "phantom_000").rename(cases / "p1")
 
     bundle = tmp_path / "bundle"
-    shutil.copytree(BUNDLE, bundle, ignore=shutil.ignore_patterns("demo", "eval", "data", "*.pt"))
+    shutil.copytree(BUNDLE, bundle, ignore=shutil.ignore_patterns("demo", "eval", "*.pt"))
     torch.manual_seed(0)
     torch.save(MISSU(img_size=128).state_dict(), bundle / "models" / "model.pt")
 
