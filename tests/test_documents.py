@@ -79,7 +79,7 @@ def help_of(command: str) -> str:
 
 
 def knows(content: object, path: list[str]) -> bool:
-    """Whether a config has the place that a knob or a path with ``#`` sets; the last step may be an argument left out."""
+    """Whether a config has what a knob or a path with ``#`` sets; the path may end at an argument left out so far."""
     for step in path[: len(path) - 1 or 1]:
         if isinstance(content, list):
             content = content[int(step)]
@@ -114,25 +114,37 @@ def test_commands_have_what_they_name(words):
         assert command in ("ckpt_export", "download_large_files")
 
 
-@pytest.mark.parametrize("page", ["knobs.md", "commands.md", "errors.md"])
-def test_the_reference_is_up_to_date(page):
+@pytest.fixture(scope="module")
+def reference():
     spec = importlib.util.spec_from_file_location("reference", ROOT / "tools" / "reference.py")
-    reference = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(reference)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", ["knobs.md", "commands.md", "errors.md"])
+def test_the_reference_is_up_to_date(reference, page):
     # Spaces aside: each Python breaks the lines of a help in its own way.
-    assert (ROOT / "docs" / "reference" / page).read_text().split() == reference.PAGES[page]().split(), "make reference"
+    there, wanted = (ROOT / "docs" / "reference" / page).read_text(), reference.PAGES[page]()
+    assert there.split() == wanted.split(), "make reference brings it up to date"
 
 
-def test_each_meaning_and_each_advice_has_its_place():
-    sys.path.insert(0, str(ROOT / "tools"))
-    try:
-        import reference
-    finally:
-        sys.path.pop(0)
+def test_each_meaning_and_each_advice_has_its_place(reference):
     knobs = {name for path in reference.CONFIGS.glob("*.json") for name in json.loads(path.read_text())}
     assert set(reference.MEANING) <= knobs
     errors = reference.errors()
     assert [piece for piece in reference.ADVICE if piece not in errors] == []
+
+
+def test_a_sentence_is_read_from_the_code(reference, tmp_path):
+    file = tmp_path / "module.py"
+    file.write_text(
+        "raise InputError(f\"Case {self.case_id}: got {', '.join(map(str, values))}, \" f'not {table[0]:.1f}.')\n"
+        "raise InputError(f'Case {case_id}: {error}')\n"
+        "raise InputError('\\n'.join([f'{len(lines)} fault(s).', *lines]))\n"
+        "raise KeyError('not for people')\n"
+    )
+    assert list(reference.sentences(file)) == ["Case {case_id}: got {values}, not {table}.", "{lines} fault(s)."]
 
 
 @pytest.mark.clients
@@ -147,7 +159,7 @@ def test_the_python_of_the_documents(tmp_path):
     (cases / "phantom_000").rename(cases / "p1")
 
     bundle = tmp_path / "bundle"
-    shutil.copytree(BUNDLE, bundle, ignore=shutil.ignore_patterns("demo", "eval", "data", "*.pt"))
+    shutil.copytree(BUNDLE, bundle, ignore=shutil.ignore_patterns("demo", "eval", "*.pt"))
     torch.manual_seed(0)
     torch.save(MISSU(img_size=128).state_dict(), bundle / "models" / "model.pt")
 

@@ -22,6 +22,7 @@ CONFIGS = ROOT / "bundle" / "configs"
 SCRIPTS = ROOT / "bundle" / "scripts"
 REFERENCE = ROOT / "docs" / "reference"
 WORKFLOWS = ("train.json", "evaluate.json", "inference.json")
+COMPLETE = ("train.json", "inference.json")
 NOT_OVERLAYS = (*WORKFLOWS, "metadata.json", "fl_filters.json")
 HEAD = "*Made by `make reference` from the {of}: change it there.*"
 
@@ -29,19 +30,19 @@ HEAD = "*Made by `make reference` from the {of}: change it there.*"
 MEANING = {
     "bundle_root": "folder of the bundle",
     "dataset_dir": "folder of cases, see [data](../data.md)",
-    "data_list_file_path": "[datalist](../data.md#datalist); without one the folder is split anew, the same way each time",
+    "data_list_file_path": "[datalist](../data.md#datalist); without one the folder is split, the same way each time",
     "may_leave_dataset_dir": "`true` lets the paths of a datalist lead out of `dataset_dir`",
     "fold": "fold to validate on, for a datalist with folds",
-    "split": "part of the datalist that is used: `training`, `validation`, `testing`; `inference` for cases without a label",
+    "split": "part of the datalist: `training`, `validation`, `testing`; `inference`: cases without a label",
     "ckpt_dir": "where weights and checkpoints go",
     "output_dir": "where masks, tables and TensorBoard files go",
     "checkpoint": "the weights to use",
     "skip_existing": "`true` leaves out the cases that have a mask in `output_dir`, so that a run goes on",
     "modalities": "channels of the network, by name, in this order",
-    "channel_order": "names of the channels of a 4D file, in its order; by default those of its `dataset.json`, else `modalities`",
+    "channel_order": "names of the channels of a 4D file; by default those of its `dataset.json`, else `modalities`",
     "label_convention": "what the values of labels and masks mean, see [labels](../data.md#labels)",
     "spacing_mm": "voxel size that images are resampled to, each axis; -1 keeps an axis as it is",
-    "roi_size": "crop for training, window for validation and inference, grid of the position table; sides divisible by 8",
+    "roi_size": "crop for training, window for inference, grid of the position table; sides divisible by 8",
     "batch_size": "cases a step, per process; the paper: 4 on 8 GPUs",
     "max_epochs": "epochs; the paper: 1000",
     "learning_rate": "at the start; falls by poly decay of power 0.9 per iteration to 0 at the end; the paper: 0.0004",
@@ -49,7 +50,7 @@ MEANING = {
         "lambda, the weight of the distillation loss; above 0 the fusion block is trained beside the network. The "
         "paper: 0.3. Off, as [it did not help](../about/experiments.md)"
     ),
-    "distillation_ramp_steps": "steps in which `distillation_weight` rises from 0 to its value; 0: it holds from the start",
+    "distillation_ramp_steps": "steps in which `distillation_weight` rises from 0; 0: it holds from the start",
     "detach_teacher": (
         "`true` stops the gradient of the distillation loss at the teacher, see "
         "[architecture](../about/architecture.md#self-distillation)"
@@ -67,19 +68,24 @@ MEANING = {
         "how many times as long as `roi_size` a window may be, on each axis; 1 for windows of `roi_size`. "
         "[What it does](../about/performance.md#a-whole-case)"
     ),
+    "invert_logits": "`true` brings logits, not classes, back to the grid of the file: borders stay smooth",
+    "largest_component_of": "classes of which the largest connected piece alone stays",
     "overlap": "of neighboring windows, at least, as a share of `roi_size`",
-    "invert_logits": "`true` brings logits back to the grid of the file before a class is chosen: smooth borders where `spacing_mm` is coarse",
-    "largest_component_of": "classes of which only the largest piece stays",
     "allow_training_cases": "`true` scores cases that the weights were trained on, by their record",
     "of_all_processes": "the steps of a training that each process does",
     "metrics": "columns of the tables, see [scores](../evaluate.md#scores-of-a-case)",
-    "missed_mm": "distance that is written where P or T alone is empty; `null`: the diagonal of the case's own volume",
-    "lesion_dilations": "dilations by which pieces of the truth become one lesion, see [lesions](../evaluate.md#lesions)",
+    "missed_mm": (
+        "distance that is written where P or T alone is empty; by default by the "
+        "`label_convention`; `null`: the diagonal of the case's own volume"
+    ),
+    "lesion_dilations": "dilations that make pieces of the truth one [lesion](../evaluate.md#lesions)",
     "lesion_min_mm3": "a lesion of at most this volume does not count",
     "cache_dir": "folder of the arrays that crops are read from",
     "demo_dir": "folder of all that the demo writes",
     "exported": "the exported network",
     "folds_dir": "folder of `cross_validation`, with `fold0`, `fold1`, ..",
+    "pretrained": "the weights to begin with, with their record beside them, see [fine-tuning](../train.md#fine-tune)",
+    "freeze_encoder": "`true` keeps the encoder as it is in the pretrained weights",
     "rotation_range": "largest rotation within a slice, radians",
     "flip_prob": "probability of a flip, each axis",
 }
@@ -105,22 +111,21 @@ ADVICE = {
 
 
 def is_knob(key: str, value: Any) -> bool:
-    """Whether a line of a config is a value for people to set, and not a part or a step."""
-    scalars = value if isinstance(value, list) else [value]
-    if "#" in key or key in ("_desc_", "imports", "run") or any(isinstance(each, dict | list) for each in scalars):
-        return False
-    steps = isinstance(value, list) and any(str(each).startswith(("$", "@", "%")) for each in value)
-    return not steps and not (isinstance(value, str) and value.startswith(("@", "%")))
+    """Whether a line of an overlay is a value for people to set, and not a part, a step or text about the config."""
+    values = value if isinstance(value, list) else [value]
+    plain = not any(isinstance(each, dict | list) or str(each).startswith(("$", "@", "%")) for each in values)
+    return key in MEANING or (plain and "#" not in key and key not in ("_desc_", "imports", "run"))
 
 
 def knobs_of(config: str) -> dict[str, Any]:
     """Knob to default. Those of a complete config stand before its ``network_def``; an overlay's anywhere."""
     content = json.loads((CONFIGS / config).read_text())
     keys = list(content)
-    if "network_def" in keys and config in WORKFLOWS:
-        keys = keys[: keys.index("network_def")]
-    defaults = {key: default_of(content[key]) for key in keys}
-    return {key: value for key, value in defaults.items() if is_knob(key, value) and key not in parts()}
+    if config in COMPLETE:
+        keys = [key for key in keys[: keys.index("network_def")] if key not in ("_desc_", "imports", "contract")]
+    else:
+        keys = [key for key in keys if is_knob(key, default_of(content[key])) and key not in parts()]
+    return {key: default_of(content[key]) for key in keys}
 
 
 def default_of(value: Any) -> Any:
@@ -132,7 +137,7 @@ def default_of(value: Any) -> Any:
 def parts() -> set[str]:
     """The keys of the complete configs that hold parts and steps, which overlays replace, too."""
     found: set[str] = set()
-    for config in ("train.json", "inference.json"):
+    for config in COMPLETE:
         keys = list(json.loads((CONFIGS / config).read_text()))
         found |= set(keys[keys.index("network_def") :])
     return found
@@ -151,6 +156,8 @@ def written(value: Any) -> str:
     """A default as a person writes it."""
     if value is None:
         return "none"
+    if isinstance(value, dict):  # made by a function
+        return f"by `{value['_target_'].rpartition('.')[2]}`"
     text = value if isinstance(value, str) else json.dumps(value).replace('"', "'")
     if text.startswith("$@") and " + '" in text:
         folder, _, rest = text[2:].partition(" + ")
