@@ -213,7 +213,9 @@ def main(argv: Sequence[str] | None = None) -> str | None:
     parser.add_argument("--iterations", type=int, help="steps of each run, where not those of the experiment")
     parser.add_argument("--seeds", type=int, nargs="+", help="likewise")
     parser.add_argument("--variants", nargs="+", help="run only these")
-    parser.add_argument("--results", type=Path, help="folder of tables; default: experiments/results/<experiment>/<data set>_<steps>")
+    parser.add_argument(
+        "--results", type=Path, help="folder of tables; default: experiments/results/<experiment>/<data set>_<steps>"
+    )
     arguments = parser.parse_args(argv)
     name = arguments.experiment.stem
     try:
