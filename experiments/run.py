@@ -2,8 +2,8 @@
 
     python experiments/run.py experiments/self_distillation.json --dataset_dir Task04_Hippocampus
 
-trains and scores each variant with each seed. Results lie in ``results/<experiment>/<data set>_<steps>``, so that runs of
-another budget or data set are never taken for these. A run that has its CSV of cases is not run again, so the same
+trains and scores each variant with each seed. Results lie in ``results/<experiment>/<data set>_<steps>``, so that runs
+of another budget or data set are never taken for these. A run that has its CSV of cases is not run again, so the same
 command goes on after an interruption. Without ``--dataset_dir`` it makes the table and the plot of the runs that are
 there, of the data set that the experiment names.
 """

@@ -1,4 +1,4 @@
-"""Metrics of random masks: against independent code, and the same wherever both masks lie and however they are turned."""
+"""Metrics of random masks: against independent code, and the same wherever both lie and however they are turned."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ def test_interval_of_one_case_each_is_that_of_scipy():
 
 
 def test_interval_holds_the_true_mean_with_several_cases_of_each_patient():
-    """12 patients with one to seven examinations that are alike: intervals over cases would hold it 55 % of the time."""
+    """12 patients with one to seven examinations that are alike; intervals over cases hold it 55 % of the time."""
     generator, held = np.random.default_rng(0), 0
     for _ in range(400):
         patients = np.repeat(np.arange(12), generator.integers(1, 8, 12))
