@@ -11,9 +11,9 @@ import torch
 from scripts.data.labels import (
     LABEL_CONVENTIONS,
     class_names,
-    convention_table,
     classes_to_regions,
     classes_to_values,
+    convention_table,
     num_classes,
     painting_order,
     recorded_convention,
@@ -235,7 +235,7 @@ def test_regions_are_painted_in_the_order_of_the_data_set():
         ({"labels": {"background": 0, "liver": 1, "ignore": 2}}, "label_convention has the label ignore, 2, which"),
         (
             {"labels": {"background": 0, "$__import__('os')": 1}},
-            'label_convention should name labels by letters and digits, it names one "$__import__(\'os\')".',
+            "label_convention should name labels by letters and digits, it names one \"$__import__('os')\".",
         ),
     ],
     ids=lambda value: str(value)[:40],
