@@ -58,6 +58,7 @@ MEANING = {
     "checkpointing": "`true` computes the fusion's branches twice instead of keeping them in memory, with distillation",
     "val_interval": "epochs between validations",
     "checkpoint_interval": "epochs between checkpoints to [go on](../train.md#stop-and-go-on) from",
+    "pretrained": "weights to begin from, with a record of their own; see [train](../train.md)",
     "resume": "`true` goes on from the last checkpoint, `auto` does where there is one",
     "cache_rate": "share of the training cases kept in memory after loading",
     "num_workers": "processes that load data; 0 loads in the main process",
