@@ -72,6 +72,7 @@ MEANING = {
     "largest_component_of": "classes of which the largest connected piece alone stays",
     "overlap": "of neighboring windows, at least, as a share of `roi_size`",
     "metrics": "columns of the tables, see [scores](../evaluate.md#scores-of-a-case)",
+    "allow_training_cases": "`true` lets cases be scored that the weights were trained on",
     "missed_mm": (
         "distance that is written where P or T alone is empty; by default by the "
         "`label_convention`; `null`: the diagonal of the case's own volume"
@@ -100,7 +101,7 @@ ADVICE = {
     "should have one shape": "bring the modalities to one grid first",
     "holds NaN or infinity": "repair the scan",
     "is zero everywhere": "the scan is empty: get it again",
-    "are of another network": "give the `modalities`, `roi_size`, `label_convention` and `network_def` of the training",
+    "are of another network": "without a record beside the weights, give the `modalities`, `roi_size` and `network_def` of the training",
     "cannot be read as a state_dict": "the file is damaged, or no file of weights",
     "exists: a split is made once": "another name, or delete the old list yourself",
     "should not be a folder of scans": "another `output_dir`: masks would replace labels",
@@ -114,12 +115,18 @@ def is_knob(key: str, value: Any) -> bool:
     return key in MEANING or (plain and "#" not in key and key not in ("_desc_", "imports", "run"))
 
 
+def is_check(value: Any) -> bool:
+    """Whether a line between the knobs of a complete config is made of others, and not a default."""
+    return isinstance(value, dict) and "default" not in value
+
+
 def knobs_of(config: str) -> dict[str, Any]:
     """Knob to default. Those of a complete config stand before its ``network_def``; an overlay's anywhere."""
     content = json.loads((CONFIGS / config).read_text())
     keys = list(content)
     if config in COMPLETE:
         keys = [key for key in keys[: keys.index("network_def")] if key not in ("_desc_", "imports")]
+        keys = [key for key in keys if not is_check(content[key])]
     else:
         keys = [key for key in keys if is_knob(key, content[key]) and key not in parts()]
     return {key: content[key] for key in keys}
@@ -147,6 +154,11 @@ def written(value: Any) -> str:
     """A default as a person writes it."""
     if value is None:
         return "none"
+    if isinstance(value, dict) and "default" in value:
+        record, default = "the [record](../segment.md#the-record)'s", written(value["default"])
+        if value["_target_"].endswith(".convention_to_write"):
+            return f"{default}, or {record} where it has other regions"
+        return f"{record}, else {default}"
     if isinstance(value, dict):  # made by a function
         return f"by `{value['_target_'].rpartition('.')[2]}`"
     text = value if isinstance(value, str) else json.dumps(value).replace('"', "'")
@@ -169,10 +181,10 @@ def knobs() -> str:
     ]
     for name in dict.fromkeys(name for values in by_config.values() for name in values):
         defaults = {config: written(values[name]) for config, values in by_config.items() if name in values}
-        if len(set(defaults.values())) == 1:
-            default = next(iter(defaults.values()))
-        else:
-            default = ", ".join(f"{value} ({config})" for config, value in defaults.items())
+        configs = {value: [config for config in defaults if defaults[config] == value] for value in defaults.values()}
+        default = "; ".join(
+            f"{value} ({', '.join(of)})" if len(configs) > 1 else value for value, of in configs.items()
+        )
         lines[-1] += f"\n| `{name}` | {', '.join(defaults)} | {default} | {MEANING[name]} |"
     lines += [
         "## Overlays",
