@@ -101,7 +101,7 @@ ADVICE = {
     "should have one shape": "bring the modalities to one grid first",
     "holds NaN or infinity": "repair the scan",
     "is zero everywhere": "the scan is empty: get it again",
-    "are of another network": "without a record beside the weights, give the `modalities`, `roi_size` and `network_def` of the training",
+    "are of another network": "where no record lies beside the weights, give the knobs of the training",
     "cannot be read as a state_dict": "the file is damaged, or no file of weights",
     "exists: a split is made once": "another name, or delete the old list yourself",
     "should not be a folder of scans": "another `output_dir`: masks would replace labels",
@@ -182,9 +182,9 @@ def knobs() -> str:
     for name in dict.fromkeys(name for values in by_config.values() for name in values):
         defaults = {config: written(values[name]) for config, values in by_config.items() if name in values}
         configs = {value: [config for config in defaults if defaults[config] == value] for value in defaults.values()}
-        default = "; ".join(
-            f"{value} ({', '.join(of)})" if len(configs) > 1 else value for value, of in configs.items()
-        )
+        default = "; ".join(f"{value} ({', '.join(of)})" for value, of in configs.items())
+        if len(configs) == 1:
+            default = next(iter(configs))
         lines[-1] += f"\n| `{name}` | {', '.join(defaults)} | {default} | {MEANING[name]} |"
     lines += [
         "## Overlays",
@@ -193,10 +193,13 @@ def knobs() -> str:
     ]
     for config in overlays():
         lines += [f"### {config}", json.loads((CONFIGS / config).read_text())["_desc_"]]
-        if values := knobs_of(config):
-            lines.append("| Knob | Value | Meaning |\n|---|---|---|")
-            for name, value in values.items():
-                lines[-1] += f"\n| `{name}` | {written(value)} | {MEANING[name]} |"
+        values, known = knobs_of(config), {name for knobs in by_config.values() for name in knobs}
+        if others := [f"`{name}` {written(value)}" for name, value in values.items() if name in known]:
+            lines.append(f"Sets {', '.join(others)}.")
+        if own := [name for name in values if name not in known]:
+            lines.append("| Knob | Default | Meaning |\n|---|---|---|")
+            for name in own:
+                lines[-1] += f"\n| `{name}` | {written(values[name])} | {MEANING[name]} |"
     return "\n\n".join(lines) + "\n"
 
 
@@ -214,7 +217,7 @@ def commands() -> str:
     ]
     for name in COMMANDS:
         text = io.StringIO()
-        wide = mock.patch.dict(os.environ, {"COLUMNS": "100", "NO_COLOR": "1"})
+        wide = mock.patch.dict(os.environ, {"COLUMNS": "120", "NO_COLOR": "1"})
         with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit), wide:
             main([name, "--help"])
         lines += [f"## {name}", f"```\n{text.getvalue().strip()}\n```"]
@@ -274,13 +277,12 @@ def errors() -> str:
         "sentence. A full disk or shared memory, a missing permission and a loading process that died have sentences, "
         "too, which say what to do. A traceback means something else.",
     ]
+    table = "| Sentence | What to do | From |\n|---|---|---|"
     for file in sorted(SCRIPTS.rglob("*.py")):
-        found = list(dict.fromkeys(sentences(file)))
-        if found:
-            lines += [f"## {file.relative_to(SCRIPTS)}", "| Sentence | What to do |\n|---|---|"]
-            for sentence in found:
-                advice = next((advice for piece, advice in ADVICE.items() if piece in sentence), "")
-                lines[-1] += f"\n| `{sentence}` | {advice} |".replace("|  |", "| |")
+        for sentence in dict.fromkeys(sentences(file)):
+            advice = next((f" {advice} |" for piece, advice in ADVICE.items() if piece in sentence), " |")
+            table += f"\n| `{sentence}` |{advice} `{file.relative_to(SCRIPTS).as_posix()}` |"
+    lines.append(table)
     return "\n\n".join(lines) + "\n"
 
 
