@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from monai.bundle import ConfigParser
 from monai.transforms import Compose, Lambdad, RandSpatialCropd
 
 from scripts.data.cache import MappedDataset
+from scripts.data.cases import channel_names
 
 CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
 
@@ -69,6 +71,37 @@ def test_a_changed_file_or_setting_is_read_anew(case):
     os.utime(case.item["image"], ns=(0, 0))
     assert case.dataset(spacing_mm=2)[0]["image"].flatten().tolist() == [90, 90]
     assert case.reads == 6
+
+
+def name_of(item: dict[str, object]) -> str:
+    channel_names.cache_clear()  # a training reads it once
+    return MappedDataset([item], Compose([]), "cache", {}).name_of(item)
+
+
+def test_a_replaced_sibling_is_noticed(tiny_case):
+    """An image by one of its files; the others are found by their names."""
+    item = {"case_id": "case_1", "image": str(tiny_case["flair"]), "label": str(tiny_case["seg"])}
+    before = name_of(item)
+    assert name_of(item) == before
+    os.utime(tiny_case["t2"], ns=(0, 0))
+    assert name_of(item) != before
+
+
+def test_other_names_of_channels_are_noticed(tmp_path, write_case):
+    files = write_case(tmp_path / "imagesTr", "a", ["flair", "seg"])
+    image = files["flair"].rename(tmp_path / "imagesTr" / "a.nii.gz")
+    item = {"case_id": "a", "image": str(image), "label": str(files["seg"].rename(tmp_path / "seg.nii.gz"))}
+    names = set()
+    for channels in (["FLAIR", "T2w"], ["T2w", "FLAIR"]):
+        (tmp_path / "dataset.json").write_text(json.dumps({"modality": dict(enumerate(channels))}))
+        names.add(name_of(item))
+    assert len(names) == 2
+
+
+def test_files_given_to_other_modalities_are_noticed(tiny_case):
+    t1, t2 = str(tiny_case["t1"]), str(tiny_case["t2"])
+    items = [{"case_id": "a", "image": {one: t1, two: t2}, "label": t1} for one, two in (("t1", "t2"), ("t2", "t1"))]
+    assert name_of(items[0]) != name_of(items[1])
 
 
 def test_half_a_cache_is_made_whole(case):

@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 from test_workflows import BUNDLE, SMALL, configs, run
 
+from scripts.errors import InputError
 from scripts.sources.phantom import write_phantoms
+from scripts.training.cross_validation import keep_settings
 
 MODALITIES = ["t1ce", "flair"]
 TRAINING = [*SMALL, "--max_epochs", "1", "--val_interval", "1", "--batch_size", "2"]
@@ -143,6 +145,25 @@ def test_bad_arguments(folds, phantoms, arguments, sentence):
     result = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert result.returncode == 1
     assert result.stderr.startswith(f"Error: {sentence}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"knobs": ["--max_epochs", "3", "--num_workers", "0"]}, "max_epochs should be that of .*, 2, got 3"),
+        ({"knobs": ["--max_epochs", "2", "--roi_size", "[8,8,8]"]}, "roi_size should be that of .*, not given, got"),
+        ({"knobs": []}, "max_epochs should be that of .*, 2, got not given"),
+        ({"dataset_dir": Path("other")}, "dataset_dir should be that of .*: take another output_dir"),
+        ({"config_file": ["train.json", "cpu.json"]}, "config_file should be that of"),
+    ],
+    ids=["another knob", "a further knob", "a knob less", "another data set", "other configs"],
+)
+def test_folds_of_other_settings_are_not_mixed(tmp_path, changes, sentence):
+    first = {"dataset_dir": tmp_path, "config_file": ["train.json"], "knobs": ["--max_epochs", "2"]}
+    keep_settings(tmp_path, **first)
+    keep_settings(tmp_path, **first | {"knobs": ["--num_workers", "1", "--max_epochs", "2"]})
+    with pytest.raises(InputError, match=sentence):
+        keep_settings(tmp_path, **first | changes)
 
 
 def test_regions_by_sigmoid_from_training_to_masks(phantoms, tmp_path):

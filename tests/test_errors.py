@@ -6,11 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from monai.data import DataLoader, Dataset
 from monai.transforms import Compose, Lambda
 
-from scripts.errors import InputError, flag, one_sentence
+from scripts.data.seeded import SeededDataset
+from scripts.errors import InputError, flag, one_sentence, show_one_sentence
+from scripts.evaluation.metrics import score_region
+from scripts.networks import MISSU
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
 SENTENCE = "Case a: t1 is missing: there is none."
@@ -53,6 +57,10 @@ def other():
     raise ValueError("a bug") from KeyError("InputError")
 
 
+def of_our_own_code():
+    score_region(*[np.zeros((side, 1, 1), bool) for side in (3, 4)], (1.0, 1.0, 1.0), ["dice"])
+
+
 @pytest.mark.parametrize(
     ("raiser", "expected"),
     [
@@ -64,8 +72,21 @@ def other():
         (lambda: next(iter(DataLoader(Dataset([0], Lambda(fail)), num_workers=0))), SENTENCE),
         (lambda: next(iter(DataLoader(Dataset([0], Lambda(fail)), num_workers=1))), SENTENCE),
         (other, None),
+        (of_our_own_code, None),
+        (lambda: MISSU(img_size=20), "img_size should be a positive multiple of 8 on each axis, H is 20."),
     ],
-    ids=["itself", "chain", "context", "from another", "MONAI transform", "data loader", "worker process", "a bug"],
+    ids=[
+        "itself",
+        "chain",
+        "context",
+        "from another",
+        "MONAI transform",
+        "data loader",
+        "worker process",
+        "a bug",
+        "a bug of ours",
+        "a knob",
+    ],
 )
 def test_one_sentence(raiser, expected):
     assert one_sentence(caught(raiser)) == expected
@@ -81,11 +102,25 @@ def test_one_sentence(raiser, expected):
     ids=["bad input", "wrapped", "a bug"],
 )
 def test_what_a_user_sees(statement, last_line, has_traceback):
-    script = f"from scripts.errors import InputError, show_one_sentence\nshow_one_sentence()\n{statement}"
+    program = "import sys, types\n__spec__ = types.SimpleNamespace(name='monai.bundle.__main__')\n"
+    script = f"{program}from scripts.errors import InputError, show_one_sentence\nshow_one_sentence()\n{statement}"
     done = subprocess.run([sys.executable, "-c", script], cwd=BUNDLE, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == last_line
     assert ("Traceback" in done.stderr) is has_traceback
+
+
+def test_another_program_keeps_its_hook():
+    before = sys.excepthook
+    show_one_sentence()
+    assert sys.excepthook is before
+
+
+def test_a_worker_hands_over_the_sentence_alone():
+    """Its text is logged by ignite, twice."""
+    dataset = SeededDataset([0], Compose([Lambda(fail)]), cache_rate=0.0, progress=False)
+    error = caught(lambda: next(iter(DataLoader(dataset, num_workers=1))))
+    assert str(error) == SENTENCE
 
 
 @pytest.mark.parametrize(

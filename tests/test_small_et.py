@@ -14,8 +14,9 @@ from torch import nn
 
 from scripts.__main__ import main
 from scripts.errors import InputError
-from scripts.evaluation.small_et import SmallEnhancingToCored, choose_mm3, chosen_mm3
-from scripts.weights.checkpoints import read_record, save_weights
+from scripts.evaluation.small_et import SmallEnhancingToCored, choose_mm3, chosen_mm3, left_out_dice
+from scripts.weights.checkpoints import save_weights
+from scripts.weights.record import read_record
 
 
 def prediction(num_et: int, spacing_mm: float = 1.0) -> MetaTensor:
@@ -57,6 +58,16 @@ def test_the_best_volume_by_hand(volumes, dices, without, expected):
     assert chosen == pytest.approx(expected)
 
 
+def test_what_a_left_out_case_gains_by_hand():
+    # False 20 and 30 mm3, true 100 and 400. Without 20: below 65 (halfway from 30 to 100), so 20 becomes right. Without
+    # 30: below 60, 30 too. Without 100: below 215, so that 100 is lost. Without 400: below 65, 400 stays.
+    volumes, dices = np.array([20, 30, 100, 400.0]), np.array([0, 0, 0.5, 0.9])
+    without = np.array([True, True, False, False])
+    assert choose_mm3(volumes, dices, without) == pytest.approx((65, 0.85))
+    assert left_out_dice(volumes, dices, without) == pytest.approx((1 + 1 + 0 + 0.9) / 4)
+    assert left_out_dice(volumes[:1], dices[:1], without[:1]) == 0
+
+
 def write_metrics(path: Path, cases: dict[str, tuple[float, float, float]]) -> Path:
     with open(path, "w", newline="") as file:
         rows = csv.writer(file)
@@ -78,11 +89,15 @@ def test_chosen_on_held_out_cases_and_kept_beside_the_weights(tmp_path, capsys):
     folds = [save(tmp_path / "fold0.pt", ["a", "c"]), save(tmp_path / "fold1.pt", ["b", "c"])]
     metrics = write_metrics(tmp_path / "metrics.csv", HELD_OUT)
     assert main(["small_et", "--metrics", str(metrics), "--checkpoint", *folds]) is None
-    assert "ET below 210 mm3 becomes core: mean Dice of ET 0.4500 -> 0.9500 on 2 cases." in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "ET below 210 mm3 becomes core. Mean Dice of ET on 2 cases: 0.4500 without the rule, " in printed
+    # a by b alone: no rule, 0; b by a alone: below 40 mm3, 0.9.
+    assert "0.4500 where each case gets the volume that the others choose, 0.9500 on the cases that chose it" in printed
     assert chosen_mm3(folds) == chosen_mm3(folds[0]) == 210
     record = read_record(folds[0])  # which checks the sha256, too
     assert record is not None
     assert record["cases"] == ["a", "c"]
+    assert record["small_et_cases"] == ["a", "b"]
 
 
 def test_cases_of_the_training_are_refused(tmp_path):

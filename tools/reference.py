@@ -79,6 +79,8 @@ MEANING = {
     ),
     "lesion_dilations": "dilations that make pieces of the truth one [lesion](../evaluate.md#lesions)",
     "lesion_min_mm3": "a lesion of at most this volume does not count",
+    "pretrained": "the weights to begin with; the record beside them gives the voxel size, the crop and the network",
+    "freeze_encoder": "`true` leaves the encoder as it is",
     "cache_dir": "folder of the arrays that crops are read from",
     "demo_dir": "folder of all that the demo writes",
     "exported": "the exported network",

@@ -17,14 +17,14 @@ COMMANDS = {
     "chaos": ("sources.chaos", "the CHAOS challenge as it is distributed, to cases"),
     "preflight": ("checks.preflight", "what is wrong with a folder of cases"),
     "datalist": ("data.datalist", "split a folder of cases by patient"),
+    "segment": ("inference.segment", "one case by its files, to one mask"),
     "cross_validation": (
         "training.cross_validation",
         "train all folds and score each case by the one that left it out",
     ),
     "score": ("evaluation.score", "score masks that are there already"),
     "small_et": ("evaluation.small_et", "choose the volume below which enhancing tumor is taken for core"),
-    "picture": ("pictures.picture", "one case as a picture, in colors"),
-    "outlines": ("pictures.outlines", "one case as a picture, in outlines"),
+    "picture": ("pictures.picture", "one case as a picture, in colors or outlines"),
     "export": ("weights.export", "the network as TorchScript, ONNX and torch.export"),
 }
 

@@ -24,7 +24,14 @@ SHARED_MEMORY = (
 
 
 class InputError(ValueError):
-    """Input that a run cannot go on with: one sentence that names the case, the file, the rule and the value."""
+    """Input that a run cannot go on with: one sentence that names the case, the file, the rule and the value.
+
+    A data loader makes an error of its worker process anew, from the text of all that was raised there: the sentence
+    alone is kept.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(_sentence_in(text) or text)
 
 
 def flag(name: str, value: Any, *others: str) -> Any:
@@ -52,16 +59,21 @@ def one_sentence(error: BaseException) -> str | None:
     """
     cause: BaseException | None = error
     while cause is not None:
-        in_worker = re.search(rf"^\S*\b{InputError.__name__}: (.+)$", str(cause), re.MULTILINE)
-        if in_worker:
-            return in_worker.group(1)
-        if isinstance(cause, InputError) or (isinstance(cause, ValueError) and _raised_here(cause)):
+        if in_worker := _sentence_in(str(cause)):
+            return in_worker
+        if isinstance(cause, InputError):
             return str(cause)
         of_the_machine = _of_the_machine(cause)
         if of_the_machine:
             return of_the_machine
         cause = cause.__cause__ or cause.__context__
     return None
+
+
+def _sentence_in(text: str) -> str | None:
+    """The sentence of an ``InputError`` in the text of a traceback."""
+    found = re.search(rf"^\S*\b{InputError.__name__}: (.+)$", text, re.MULTILINE)
+    return found and found[1]
 
 
 def _of_the_machine(error: BaseException) -> str | None:
@@ -85,19 +97,19 @@ def _of_the_machine(error: BaseException) -> str | None:
     return None
 
 
-def _raised_here(error: BaseException) -> bool:
-    """Whether an error comes from this package, such as the network's about its arguments."""
-    modules = _modules(error)
-    return bool(modules) and modules[-1].startswith(f"{__package__}.")
-
-
 def _modules(error: BaseException) -> list[str]:
     """The modules that an error passed, the one that raised it last."""
     return [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
 
 
 def show_one_sentence() -> None:
-    """Makes an uncaught error that comes from bad input print its sentence instead of a traceback."""
+    """Lets ``python -m monai.bundle`` end with the sentence of bad input instead of a traceback.
+
+    Where another program runs a bundle, a notebook or a server, it shows errors in its own way, and its hook stays.
+    """
+    program = getattr(sys.modules["__main__"], "__spec__", None)
+    if program is None or program.name != "monai.bundle.__main__":
+        return
 
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
         sentence = one_sentence(error)

@@ -17,17 +17,28 @@ __all__ = ["check_writable", "remove_unfinished", "whole_file"]
 def whole_file(path: str | Path) -> Iterator[Path]:
     """A path to write to, which takes the place of ``path`` at the end of the block.
 
-    Where the block fails, what was at ``path`` before is still there, and nothing else. The folder is made where it is
-    missing.
+    Where the block fails, what was at ``path`` before is still there, and nothing else; where the machine fails, either
+    of the two. The folder is made where it is missing.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")  # the same ending: some writers go by it
     try:
         yield temporary
+        flush(temporary)  # or a power cut could leave the name without the content
         os.replace(temporary, path)
+        flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Waits until a file, or the list of names of a folder, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def remove_unfinished(folder: Path, name: str) -> None:

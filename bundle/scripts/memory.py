@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from itertools import repeat
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -12,24 +13,48 @@ import torch
 __all__ = ["free_memory", "gib", "size_of"]
 
 MEMINFO = Path("/proc/meminfo")
+CGROUP_OF_SELF = Path("/proc/self/cgroup")
 CGROUP = Path("/sys/fs/cgroup")
+# Of a control group: its limit, what is used, and which of its statistics are page cache. Version 2, then version 1.
+FILES = {
+    "": ("memory.max", "memory.current", ("inactive_file", "active_file")),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
+}
 
 
 def free_memory() -> int | None:
     """Bytes of memory that a process can still get: the machine's, or those of its container or cluster job if less.
 
-    ``None`` where the system does not tell.
+    Page cache counts as free, since the system gives it back before it refuses memory. ``None`` where the system does
+    not tell.
     """
     try:
         lines = MEMINFO.read_text().splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return None
+    return min([free, *map(max, free_of_groups(), repeat(0))])
+
+
+def free_of_groups() -> Iterator[int]:
+    """What the limit of each control group around this process leaves, from the innermost to the root."""
     try:
-        limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        return free if limit == "max" else min(free, max(0, int(limit) - int(used)))
-    except (OSError, ValueError):
-        return free
+        lines = [line.split(":", 2) for line in CGROUP_OF_SELF.read_text().splitlines()]
+    except OSError:
+        return
+    for _, controllers, path in lines:
+        if controllers not in FILES:
+            continue
+        # A container may see the path of its host here, and its own group as the root.
+        for group in (PurePosixPath(path), *PurePosixPath(path).parents):
+            folder = CGROUP / controllers / group.relative_to("/")
+            limit_name, used_name, cache_names = FILES[controllers]
+            try:
+                limit, used = int((folder / limit_name).read_text()), int((folder / used_name).read_text())
+                statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            except (OSError, ValueError):  # none here; "max" is no limit
+                continue
+            yield limit - used + sum(int(statistics.get(name, 0)) for name in cache_names)
 
 
 def gib(num_bytes: float) -> str:

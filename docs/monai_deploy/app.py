@@ -8,6 +8,7 @@ so the bundle has to be on PYTHONPATH.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from monai.deploy.operators.monai_bundle_inference_operator import (
 )
 from monai.transforms import SaveImaged
 
-from scripts.errors import InputError, show_one_sentence
+from scripts.errors import InputError, one_sentence
 from scripts.inference.cases import FAULT, CaseDataset
 
 
@@ -89,9 +90,18 @@ class SegmentationApplication(Application):
         self.add_flow(self.loading, saving, {("metadata", "metadata")})
 
 
-if __name__ == "__main__":
-    show_one_sentence()
+def main() -> None:
     application = SegmentationApplication()
     application.run()
     if application.loading.faults:
         raise InputError("\n".join(application.loading.faults))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Exception as error:
+        sentence = one_sentence(error)
+        if sentence is None:
+            raise
+        sys.exit(f"Error: {sentence}")

@@ -14,7 +14,7 @@ from monai.data import Dataset
 from monai.transforms import RandomizableTrait, Transform
 
 from ..files import whole_file
-from .cases import case_id_of
+from .cases import case_id_of, case_of
 from .seeded import Seeded
 
 __all__ = ["MappedDataset"]
@@ -26,8 +26,8 @@ class MappedDataset(Seeded, Dataset):
     They are mapped to memory: a crop reads its own voxels, no file is decompressed, no pickle opened, and processes
     share what they read. MONAI's ``PersistentDataset`` reads a whole case for each crop.
 
-    A case is prepared anew when one of its files or ``settings`` has changed. Whoever edits the transforms themselves
-    has to take another folder.
+    A case is prepared anew when one of its files, the names of its channels or ``settings`` has changed. Whoever edits
+    the transforms themselves has to take another folder.
 
     Args:
         data: the cases, of ``image`` and ``label``.
@@ -51,9 +51,14 @@ class MappedDataset(Seeded, Dataset):
     def name_of(self, item: Mapping[str, Any]) -> str:
         """Stem of the files of a case: its ID, and what its content hangs on."""
         image = item["image"]
-        files = [*(image.values() if isinstance(image, Mapping) else [image]), item["label"]]
-        states = [(str(file), Path(file).stat().st_size, Path(file).stat().st_mtime_ns) for file in files]
-        digest = hashlib.sha256(json.dumps([states, self.settings]).encode()).hexdigest()
+        if isinstance(image, Mapping):
+            named, channels = [*image.items()], tuple[str, ...]()
+        else:
+            case = case_of(image)  # its siblings are read, too, and dataset.json gives the order of its channels
+            named = [(name, file) for name, files in sorted(case.files.items()) for file in files]
+            channels = case.channels
+        states = [(name, *state_of(Path(file))) for name, file in [*named, ("label", item["label"])]]
+        digest = hashlib.sha256(json.dumps([states, channels, self.settings]).encode()).hexdigest()
         return f"{case_id_of(item)}-{digest[:16]}"
 
     def _transform(self, index: int) -> Any:
@@ -68,3 +73,10 @@ class MappedDataset(Seeded, Dataset):
         # Copy on write: a transform that works in place does not reach the file.
         item |= {key: torch.from_numpy(np.load(file, mmap_mode="c")) for key, file in files.items()}
         return self.transform(item, start=self.first_random)
+
+
+def state_of(file: Path) -> tuple[str, int, int]:
+    """The name of a file, its size and time; zeros where it is not there, which the transforms will say."""
+    if not file.exists():
+        return str(file), 0, 0
+    return str(file), file.stat().st_size, file.stat().st_mtime_ns

@@ -97,12 +97,12 @@ def values_to_classes(values: Array, convention: str) -> Array:
     """Classes from 0 from a label as it stands in a file; same type and shape.
 
     Raises:
-        ValueError: when the label holds a value that the convention does not define.
+        InputError: when the label holds a value that the convention does not define.
     """
     table: dict[int, int] = convention_table(convention)
     classes, known = _replace(values, table)
     if not known.all():
-        raise ValueError(
+        raise InputError(
             f"label_convention {convention} allows the values {', '.join(map(str, [0, *table]))}, "
             f"the label holds {float(values[~known][0]):g}."
         )
@@ -113,12 +113,12 @@ def classes_to_values(classes: Array, convention: str) -> Array:
     """The inverse of :func:`values_to_classes`, for masks that are written.
 
     Raises:
-        ValueError: when the convention has no value for one of the classes.
+        InputError: when the convention has no value for one of the classes.
     """
     table = {label: value for value, label in convention_table(convention).items() if label > 0}
     values, known = _replace(classes, table)
     if not known.all():
-        raise ValueError(f"label_convention {convention} has no value for class {float(classes[~known][0]):g}.")
+        raise InputError(f"label_convention {convention} has no value for class {float(classes[~known][0]):g}.")
     return values
 
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from monai.data import CacheDataset
 from torch.utils.data import Dataset, DistributedSampler
 
-from ..errors import InputError
+from ..errors import InputError, one_sentence
 from ..memory import free_memory, gib, size_of
 
 __all__ = ["Seeded", "SeededDataset", "SeededSampler"]
@@ -66,7 +66,14 @@ class Seeded:
         if isinstance(index, Sample):
             self.transform.set_random_state(seed=index.seed)
             index = index.case
-        return super().__getitem__(index)  # type: ignore[misc]
+        try:
+            return super().__getitem__(index)  # type: ignore[misc]
+        except Exception as error:
+            # As such, since a worker process hands over the text of the whole chain otherwise, which is logged.
+            sentence = one_sentence(error)
+            if sentence is None or isinstance(error, InputError):
+                raise
+            raise InputError(sentence) from error
 
 
 class SeededDataset(Seeded, CacheDataset):

@@ -14,14 +14,20 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
+from scipy import stats
 
+from ..data.patients import patients_of
 from ..files import whole_file
 from .metrics import score_region
 
 __all__ = ["EvaluationReport", "merge_reports"]
 
 LESION_COLUMNS = ["case", "region", "lesion", "kind", "true_mm3", "predicted_mm3", "dice", "hd95_mm", "counts"]
-SUMMARY_COLUMNS = ["metric", "region", "cases", "mean", "std", "median", "ci95_low", "ci95_high"]
+SUMMARY_COLUMNS = ["metric", "region", "cases", "patients", "mean", "std", "median", "ci95_low", "ci95_high"]
+
+# Below six patients the interval reaches further than one standard deviation of the patients to either side: it would
+# say less than the cases themselves do.
+MIN_PATIENTS = 6
 
 
 class EvaluationReport:
@@ -35,12 +41,21 @@ class EvaluationReport:
         regions: names of the channels of ``pred`` and ``label``, such as ``tc``, ``wt``, ``et``.
         rules: ``metrics``, ``missed_mm``, ``lesion_dilations`` and ``lesion_min_mm3`` of
             :func:`scripts.evaluation.score_region`, where they are not its defaults.
+        patients: the patient of each case, by case ID; by default as the names of the cases say. The intervals of the
+            means are over patients.
     """
 
-    def __init__(self, output_dir: str | Path, regions: Sequence[str], rules: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        output_dir: str | Path,
+        regions: Sequence[str],
+        rules: Mapping[str, Any] | None = None,
+        patients: Mapping[str, str] | None = None,
+    ) -> None:
         self.output_dir = Path(output_dir)
         self.regions = tuple(regions)
         self.rules = dict(rules or {})
+        self.patients = patients
         self.scored: list[tuple[str, dict[str, float], list[list[str]]]] = []
 
     def attach(self, engine: Engine) -> None:
@@ -85,13 +100,21 @@ class EvaluationReport:
         cases = sorted({case_id: (case_id, row, lesions) for case_id, row, lesions in scored}.values())
         rows = [[case_id, *(f"{score:.4f}" for score in row.values())] for case_id, row, _ in cases]
         lesions = [row for _, _, rows in cases for row in rows]
-        write_report(self.output_dir, [["case", *cases[0][1]], *rows], [LESION_COLUMNS, *lesions])
+        write_report(self.output_dir, [["case", *cases[0][1]], *rows], [LESION_COLUMNS, *lesions], self.patients)
 
 
-def write_report(output_dir: Path, metrics: list[list[str]], lesions: list[list[str]]) -> None:
+def write_report(
+    output_dir: Path,
+    metrics: list[list[str]],
+    lesions: list[list[str]],
+    patients: Mapping[str, str] | None = None,
+) -> None:
     """Writes the three files from the rows of two of them, headings first, and prints the summary."""
+    case_ids = [row[0] for row in metrics[1:]]
     scores = np.array([row[1:] for row in metrics[1:]], float)
-    summary = [summarize(name, values) for name, values in zip(metrics[0][1:], scores.T)]
+    patient_of_case = patients_of(case_ids) | dict(patients or {})
+    groups = [patient_of_case[case_id] for case_id in case_ids]
+    summary = [summarize(name, values, groups) for name, values in zip(metrics[0][1:], scores.T)]
     write_csv(output_dir / "lesions.csv", lesions)
     write_csv(output_dir / "summary.csv", [SUMMARY_COLUMNS, *summary])
     write_csv(output_dir / "metrics.csv", metrics)  # last: it says that the evaluation is done
@@ -99,8 +122,8 @@ def write_report(output_dir: Path, metrics: list[list[str]], lesions: list[list[
     print(f"Each case: {output_dir / 'metrics.csv'}. Each lesion: {output_dir / 'lesions.csv'}.")
 
 
-def merge_reports(folders: Sequence[Path], output_dir: Path) -> None:
-    """One report of the cases of several, such as the held-out cases of each fold."""
+def merge_reports(folders: Sequence[Path], output_dir: Path, patients: Mapping[str, str] | None = None) -> None:
+    """One report of the cases of several, such as the held-out cases of each fold; ``patients`` as in a report."""
     tables: dict[str, list[list[str]]] = {}
     for name in ("metrics.csv", "lesions.csv"):
         for folder in folders:
@@ -108,7 +131,7 @@ def merge_reports(folders: Sequence[Path], output_dir: Path) -> None:
                 heading, *rows = csv.reader(file)
             tables.setdefault(name, [heading]).extend(rows)
         tables[name][1:] = sorted(tables[name][1:])
-    write_report(output_dir, tables["metrics.csv"], tables["lesions.csv"])
+    write_report(output_dir, tables["metrics.csv"], tables["lesions.csv"], patients)
 
 
 def gather(items: list[Any]) -> list[Any]:
@@ -120,17 +143,38 @@ def gather(items: list[Any]) -> list[Any]:
     return [item for items in of_processes for item in items]
 
 
-def summarize(name: str, values: np.ndarray) -> list[str]:
+def summarize(name: str, values: np.ndarray, patients: Sequence[str]) -> list[str]:
     metric, region = name.rsplit("_", 1)
-    numbers = [values.mean(), values.std(), np.median(values), *interval_of_mean(values)]
-    return [metric, region, str(len(values)), *(f"{number:.4f}" for number in numbers)]
+    numbers = [values.mean(), values.std(), np.median(values)]
+    interval = interval_of_mean(values, patients)
+    counts = [str(len(values)), str(len(set(patients)))]
+    formatted = [f"{number:.4f}" for number in (*numbers, *(interval or ()))]
+    return [metric, region, *counts, *formatted, *([] if interval else ["", ""])]
 
 
-def interval_of_mean(values: np.ndarray, num_resamples: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean, the same each time."""
-    drawn = np.random.default_rng(seed).integers(len(values), size=(num_resamples, len(values)))
-    low, high = np.quantile(values[drawn].mean(axis=1), [0.025, 0.975])
-    return float(low), float(high)
+def interval_of_mean(values: np.ndarray, patients: Sequence[str]) -> tuple[float, float] | None:
+    """95 % t interval of the mean over cases, where cases of one patient are not taken for independent.
+
+    It is that of the patients' influence on the mean (a linearized ratio estimator: Cochran, Sampling Techniques, 3rd
+    edition, section 9A.1); with one case each, or equally many, that of the patients' means.
+
+    Args:
+        values: of the cases (cases,).
+        patients: of the cases, in the same order.
+
+    Returns:
+        Its ends; ``None`` below ``MIN_PATIENTS``.
+    """
+    _, groups = np.unique(np.asarray(patients), return_inverse=True)
+    num_cases = np.bincount(groups)
+    if len(num_cases) < MIN_PATIENTS:
+        return None
+    mean = float(values.mean())
+    influence = mean + len(num_cases) / len(values) * np.bincount(groups, values - mean)
+    if np.ptp(influence) < 1e-12:
+        return mean, mean
+    interval = stats.ttest_1samp(influence, 0).confidence_interval(0.95)
+    return float(interval.low), float(interval.high)
 
 
 def write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
@@ -143,10 +187,13 @@ def write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
 
 def table(summary: Sequence[Sequence[str]]) -> str:
     """The summary for reading: a row per metric and region."""
-    width = max(len(f"{region} {metric}") for metric, region, *_ in summary) + 1
-    lines = [f"{summary[0][2] + ' cases':<{width}}{'mean +- std':>21}{'median':>12}{'95 % interval of the mean':>30}"]
-    for metric, region, _, *numbers in summary:
-        mean, std, median, low, high = (f"{float(number):.3f}" for number in numbers)
+    first, interval = f"{summary[0][2]} cases, {summary[0][3]} patients", "95 % interval of the mean"
+    width = max(len(first), *(len(f"{region} {metric}") for metric, region, *_ in summary)) + 1
+    lines = [f"{first:<{width}}{'mean +- std':>21}{'median':>12}{interval:>30}"]
+    for metric, region, _, _, *numbers in summary:
+        mean, std, median, low, high = (f"{float(number):.3f}" if number else "" for number in numbers)
         name = f"{region.upper()} {metric}"
-        lines.append(f"{name:<{width}}{f'{mean} +- {std}':>21}{median:>12}{f'{low} to {high}':>30}")
+        lines.append(f"{name:<{width}}{f'{mean} +- {std}':>21}{median:>12}{f'{low} to {high}' if low else '-':>30}")
+    if not summary[0][-1]:
+        lines.append(f"Fewer than {MIN_PATIENTS} patients say too little of others for an interval.")
     return "\n".join(lines)

@@ -51,17 +51,16 @@ class AdaptiveInferer(Inferer):
         progress: whether to show a bar over the windows.
 
     Raises:
-        ValueError: when ``stretch`` is below 1, or ``overlap`` not in [0, 1).
-        InputError: by a call, when one window of ``roi_size`` alone is too much for the memory, or a logit is NaN or
-            infinite.
+        InputError: when ``stretch`` is below 1, or ``overlap`` not in [0, 1); by a call, when one window of
+            ``roi_size`` alone is too much for the memory, or a logit is NaN or infinite.
     """
 
     def __init__(self, roi_size: Sequence[int], stretch: float, overlap: float, progress: bool = False) -> None:
         super().__init__()
         if stretch < 1:
-            raise ValueError(f"stretch should be at least 1, got {stretch}.")
+            raise InputError(f"stretch should be at least 1, got {stretch}.")
         if not 0 <= overlap < 1:
-            raise ValueError(f"overlap should be at least 0 and below 1, got {overlap}.")
+            raise InputError(f"overlap should be at least 0 and below 1, got {overlap}.")
         self.roi_size = tuple(roi_size)
         self.stretch = stretch
         self.overlap = overlap

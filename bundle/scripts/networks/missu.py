@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..errors import InputError
 from .norms import InstanceNorm, Windows
 
 __all__ = ["MISSU", "windows_of_stages"]
@@ -177,7 +178,7 @@ class MISSU(nn.Module):
             :class:`MultiScaleFusion` is the paper's "MS-output" (Table III). Nothing is left to distill then.
 
     Raises:
-        ValueError: when a side of ``img_size`` is not a positive multiple of 8, ``init_filters`` not positive,
+        InputError: when a side of ``img_size`` is not a positive multiple of 8, ``init_filters`` not positive,
             ``hidden_size`` not a multiple of ``num_heads``, or ``blocks_per_stage`` not four positive integers.
 
     Attributes:
@@ -208,16 +209,16 @@ class MISSU(nn.Module):
         super().__init__()
         sides = [img_size] * len(AXES) if isinstance(img_size, int) else list(img_size)
         if len(sides) != len(AXES):
-            raise ValueError(f"img_size should be one integer or {len(AXES)}, got {sides}.")
+            raise InputError(f"img_size should be one integer or {len(AXES)}, got {sides}.")
         for axis, side in zip(AXES, sides):
             if side < STRIDE or side % STRIDE:
-                raise ValueError(f"img_size should be a positive multiple of {STRIDE} on each axis, {axis} is {side}.")
+                raise InputError(f"img_size should be a positive multiple of {STRIDE} on each axis, {axis} is {side}.")
         if init_filters < 1:
-            raise ValueError(f"init_filters should be positive, got {init_filters}.")
+            raise InputError(f"init_filters should be positive, got {init_filters}.")
         if num_heads < 1 or hidden_size % num_heads:
-            raise ValueError(f"hidden_size should be divisible by num_heads, got {hidden_size} and {num_heads}.")
+            raise InputError(f"hidden_size should be divisible by num_heads, got {hidden_size} and {num_heads}.")
         if len(blocks_per_stage) != NUM_STAGES or min(blocks_per_stage) < 1:
-            raise ValueError(
+            raise InputError(
                 f"blocks_per_stage should be {NUM_STAGES} positive integers, got {list(blocks_per_stage)}."
             )
 

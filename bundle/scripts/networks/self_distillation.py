@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import flag
+from ..errors import InputError, flag
 from .fusion import MultiScaleFusion
 from .missu import MISSU
 
@@ -47,14 +47,14 @@ class SelfDistillation(nn.Module):
         checkpointing: whether the branches of the fusion are computed twice instead of kept in memory.
 
     Raises:
-        ValueError: when the network makes its skips by a module of its own ("MS-output"): inference would use them,
+        InputError: when the network makes its skips by a module of its own ("MS-output"): inference would use them,
             and the students here would be others.
     """
 
     def __init__(self, network: MISSU, detach_teacher: bool | str = False, checkpointing: bool | str = False) -> None:
         super().__init__()
         if network.skips is not None:
-            raise ValueError(
+            raise InputError(
                 "A network to distill should have plain skips, got skips by "
                 f"{type(network.skips).__name__}: set distillation_weight to 0, or leave skips out."
             )

@@ -1,70 +1,141 @@
-"""One PNG of a case: every modality, then the true and the predicted tumor, on the axial slice with most tumor.
+"""One PNG of a case, with the true and the predicted classes where they are there.
 
     python -m scripts picture --case <case>/<case>_flair.nii.gz --prediction eval/<case>_seg.nii.gz --output <case>.png
 
-The display is radiological: the patient's left is on the right of the picture, anterior is up.
+``--style colors`` shows every modality, then the classes in colors, on the axial slice with most of them;
+``--style outlines`` shows a few slices, with truth and prediction as outlines on each. The display is radiological: the
+patient's left is on the right of the picture, anterior is up.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import nibabel as nib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from monai.data import MetaTensor
+from monai.transforms import Orientation
 
 from ..arguments import listed
 from ..data.cases import LABEL, MODALITIES, case_of
-from ..data.labels import LABEL_CONVENTIONS, values_to_classes
-from ..data.loading import air
+from ..data.labels import LABEL_CONVENTIONS, class_names, values_to_classes
+from ..data.loading import LoadImageCased, check_same_space, image_loader, read
 from ..errors import InputError
 from ..files import whole_file
 
+__all__ = ["STYLES", "ShownCase", "draw_case", "load_case"]
+
 # Colors of Okabe and Ito, which stay apart for color-blind readers and against grey.
-CLASSES = {1: ("NCR/NET", "#0072B2"), 2: ("ED", "#F0E442"), 3: ("ET", "#D55E00"), 4: ("RC / CC", "#CC79A7")}
+COLORS_OF_CLASSES = ("#0072B2", "#F0E442", "#D55E00", "#CC79A7")  # of class 1 and on
+COLORS_OF_MASKS = {"truth": "#56B4E9", "prediction": "#E69F00"}
 MODALITY_TITLES = {"t1": "T1", "t1ce": "T1ce", "t2": "T2", "flair": "FLAIR"}
 BACKGROUND, INK = "black", "#E8E8E8"
-WIDTH_PX, DPI = 1600, 200
+WIDTH_PX, DPI, GAP_PX = 1600, 200, 12
 
 
-def load_canonical(path: str | Path) -> tuple[np.ndarray, tuple[float, ...]]:
-    """Read a 3D image with its axes turned to right, anterior, superior.
+@dataclass
+class ShownCase:
+    """A case to draw, all volumes (H, W, D) with the axes right, anterior, superior.
+
+    ``images`` by modality, in the order to show; ``masks`` are the classes, 0 none, as ``truth`` and ``prediction``,
+    either or none; ``names`` are those of the classes by their number.
+    """
+
+    case_id: str
+    images: dict[str, np.ndarray]
+    masks: dict[str, np.ndarray]
+    names: dict[int, str]
+    spacing_mm: Sequence[float] = (1.0, 1.0, 1.0)
+
+    @property
+    def base(self) -> np.ndarray:
+        """What masks are laid on: FLAIR, where edema is seen best, or the first modality."""
+        return self.images.get("flair", next(iter(self.images.values())))
+
+
+def load_case(
+    path: str | Path,
+    modalities: Sequence[str] = MODALITIES,
+    prediction: str | Path | None = None,
+    label_convention: str = "brats2018",
+    prediction_convention: str = "brats2023",
+) -> ShownCase:
+    """Reads a case, its label where it has one, and a prediction.
 
     Args:
-        path: a file that nibabel reads.
-
-    Returns:
-        The volume (H, W, D) and the size of its voxels in mm, three numbers.
+        path: one file of the case; the others lie beside it.
+        modalities: those to show.
+        prediction: a predicted label map.
+        label_convention: of the label.
+        prediction_convention: of the prediction.
 
     Raises:
-        InputError: when it is no file, or no readable 3D image.
+        InputError: when a file cannot be read, is missing, lies in another space than the first or holds a value that
+            its convention does not have, or a class is one thing by one convention and another by the other.
     """
-    try:
-        image = nib.as_closest_canonical(nib.load(path))
-        volume = np.asarray(image.dataobj)
-    except (OSError, nib.filebasedimages.ImageFileError, EOFError) as error:
-        raise InputError(f"{path} cannot be read as an image: {error}") from error
-    if volume.ndim != 3:
-        raise InputError(f"{path} should hold a 3D image, not one of shape {volume.shape}.")
-    return volume, tuple(float(size) for size in image.header.get_zooms())
+    case = case_of(path)
+    image = LoadImageCased("image", modalities)({"image": str(path)})["image"]
+    turn = Orientation(axcodes="RAS", labels=None)
+    truth = case.file(LABEL) if LABEL in case.files else None
+    masks: dict[str, np.ndarray] = {}
+    names: dict[int, str] = {}
+    for name, file, convention in (
+        ("truth", truth, label_convention),
+        ("prediction", prediction, prediction_convention),
+    ):
+        if file is None:
+            continue
+        mask = read(image_loader(), case.case_id, file, channels=[name])
+        check_same_space(case.case_id, mask, image)
+        try:
+            classes = values_to_classes(mask, convention)
+        except ValueError as error:
+            raise InputError(f"Case {case.case_id}: {file}: {error}") from error
+        for number, of_class in list(enumerate(class_names(convention)))[1:]:
+            if names.setdefault(number, of_class) != of_class:
+                raise InputError(
+                    f"label_convention and prediction_convention should name the same classes, class {number} is "
+                    f"{names[number]} in {label_convention} and {of_class} in {prediction_convention}."
+                )
+        masks[name] = turned(classes, turn)[0].astype(np.uint8)
+    spacing_mm = turn(image).pixdim.tolist()
+    images = dict(zip(modalities, turned(image, turn)))
+    return ShownCase(case.case_id, images, masks, names, spacing_mm)
 
 
-def choose_slice(image: np.ndarray, truth: np.ndarray | None = None, prediction: np.ndarray | None = None) -> int:
-    """Index along the last axis of the slice with most tumor in `truth`, else in `prediction`, else mid-image.
+def turned(volumes: MetaTensor, turn: Orientation) -> np.ndarray:
+    return np.asarray(turn(volumes).as_tensor())
 
-    All arrays are (H, W, D). A label map without tumor is passed over. Mid-image is halfway between the first and the
-    last slice in which `image` is not all zero.
+
+def choose_slice(image: np.ndarray, masks: Mapping[str, np.ndarray]) -> int:
+    """Index along the last axis of the slice with most of the first mask that is not empty, else mid-image.
+
+    All arrays are (H, W, D). Mid-image is halfway between the first and the last slice in which `image` is not all
+    zero.
     """
-    for classes in (truth, prediction):
-        if classes is not None and classes.any():
+    for classes in masks.values():
+        if classes.any():
             return int(np.count_nonzero(classes, axis=(0, 1)).argmax())
     occupied = np.flatnonzero(image.any(axis=(0, 1)))
     return int(occupied[[0, -1]].mean()) if occupied.size else image.shape[2] // 2
+
+
+def choose_slices(masks: np.ndarray, number: int = 4) -> list[int]:
+    """Indices along the last axis of (H, W, D), spread evenly over the slices that are not empty."""
+    occupied = np.flatnonzero(masks.any(axis=(0, 1)))
+    if not occupied.size:
+        occupied = np.arange(masks.shape[2])
+    places = (np.arange(number) + 0.5) / number * len(occupied)
+    return sorted({int(occupied[int(place)]) for place in places})
 
 
 def radiological_slice(volume: np.ndarray, index: int) -> np.ndarray:
@@ -93,112 +164,123 @@ def crop_to_image(image: np.ndarray, margin: int = 2) -> tuple[slice, slice]:
     return rows, columns
 
 
-def _overlay(classes: np.ndarray) -> np.ndarray:
-    """Class map (W, H) to colors (W, H, 4), transparent where there is no tumor."""
+class Panel(NamedTuple):
+    """One picture of the row: a slice of a volume (H, W, D), and the masks that are laid on it."""
+
+    heading: str
+    volume: np.ndarray
+    index: int
+    masks: Mapping[str, np.ndarray]
+
+
+class Style(NamedTuple):
+    """The panels of a case, how the masks of a slice (W, H) are painted on one, and the legend."""
+
+    panels: Callable[[ShownCase], list[Panel]]
+    paint: Callable[[Axes, str, np.ndarray], None]
+    legend: Callable[[ShownCase], list[Any]]
+
+
+def panels_of_modalities(case: ShownCase) -> list[Panel]:
+    """Every modality, then the base with each mask, on one slice."""
+    index = choose_slice(case.base, case.masks)
+    return [
+        *(Panel(MODALITY_TITLES.get(name, name), volume, index, {}) for name, volume in case.images.items()),
+        *(Panel(name.capitalize(), case.base, index, {name: mask}) for name, mask in case.masks.items()),
+    ]
+
+
+def panels_of_slices(case: ShownCase) -> list[Panel]:
+    """A few slices of the base, with all masks on each."""
+    if not case.masks:
+        raise InputError(f"Case {case.case_id} should have a label or a prediction to outline, it has neither.")
+    indices = choose_slices(np.maximum.reduce(list(case.masks.values())))
+    number = case.base.shape[2]
+    return [Panel(f"slice {index + 1} of {number}", case.base, index, case.masks) for index in indices]
+
+
+def paint_colors(axes: Axes, _: str, classes: np.ndarray) -> None:
     colors = np.zeros((*classes.shape, 4))
-    for index, (_, color) in CLASSES.items():
-        colors[classes == index] = to_rgba(color, alpha=0.65)
-    return colors
+    for number, color in enumerate(COLORS_OF_CLASSES, start=1):
+        colors[classes == number] = to_rgba(color, alpha=0.65)
+    axes.imshow(colors, interpolation="nearest", aspect="auto")
 
 
-def draw_case(
-    images: Mapping[str, np.ndarray],
-    truth: np.ndarray | None,
-    prediction: np.ndarray | None,
-    output: str | Path,
-    spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
-    title: str | None = None,
-) -> Path:
-    """Draw a case in one row and write it as a PNG 1600 pixels wide, complete or not at all.
+def paint_outlines(axes: Axes, name: str, classes: np.ndarray) -> None:
+    for number in np.unique(classes[classes > 0]):
+        axes.contour(classes == number, levels=[0.5], colors=COLORS_OF_MASKS[name], linewidths=0.9)
+
+
+def legend_of_classes(case: ShownCase) -> list[Any]:
+    return [
+        # Short names are abbreviations.
+        Patch(color=COLORS_OF_CLASSES[number - 1], label=name.upper() if len(name) < 4 else name)
+        for number, name in sorted(case.names.items())
+    ]
+
+
+def legend_of_masks(case: ShownCase) -> list[Any]:
+    return [Line2D([], [], color=COLORS_OF_MASKS[name], label=name) for name in case.masks]
+
+
+STYLES = {
+    "colors": Style(panels_of_modalities, paint_colors, legend_of_classes),
+    "outlines": Style(panels_of_slices, paint_outlines, legend_of_masks),
+}
+
+
+def draw_case(case: ShownCase, output: str | Path, style: str = "colors") -> Path:
+    """Draws a case in one row and writes it as a PNG 1600 pixels wide, complete or not at all.
 
     Args:
-        images: volumes (H, W, D) by modality, axes right, anterior, superior, shown in the given order. The overlays
-            lie on `flair`, or on the first image if there is none of that name.
-        truth: true classes (H, W, D), 0 none, 1 NCR/NET, 2 ED, 3 ET, 4 cavity or cyst, or None.
-        prediction: predicted classes, likewise.
+        case: what is shown.
         output: a `.png` file; its folder is made when missing.
-        spacing_mm: size of a voxel along each axis.
-        title: a line above the pictures.
+        style: one of ``STYLES``.
 
     Returns:
         The path written.
 
     Raises:
-        InputError: when there is no image, two shapes differ, or `output` is no `.png`.
+        InputError: when `output` is no `.png`, or there is nothing to outline.
     """
     output = Path(output)
     if output.suffix.lower() != ".png":
         raise InputError(f"output should be a .png file, not {output}.")
-    if not images:
-        raise InputError("images should hold at least one modality, not none.")
-    first_name = next(iter(images))
-    base = images.get("flair", images[first_name])
-    given = {"truth": truth, "prediction": prediction}
-    overlays = {name: classes for name, classes in given.items() if classes is not None}
-    for name, volume in {**images, **overlays}.items():
-        if volume.shape != base.shape:
-            raise InputError(f"{name} has shape {volume.shape}, but {first_name} has shape {images[first_name].shape}.")
+    make_panels, paint, make_legend = STYLES[style]
+    panels, handles = make_panels(case), make_legend(case)
+    shown = np.stack([radiological_slice(case.base, index) for index in sorted({panel.index for panel in panels})])
+    crop = crop_to_image((shown != 0).any(axis=0))
 
-    index = choose_slice(base, truth, prediction)
-    crop = crop_to_image(radiological_slice(base, index))
-    panels: list[tuple[str, np.ndarray, np.ndarray | None]] = [
-        *((MODALITY_TITLES.get(name, name), volume, None) for name, volume in images.items()),
-        *((name.capitalize(), base, classes) for name, classes in overlays.items()),
-    ]
-
-    shown_rows, shown_columns = radiological_slice(base, index)[crop].shape
-    gap_px, legend_px, heading_px = 12, 80 if overlays else 16, 110 if title else 60
-    panel_width_px = (WIDTH_PX - gap_px * (len(panels) + 1)) / len(panels)
-    panel_height_px = panel_width_px * shown_rows * spacing_mm[1] / (shown_columns * spacing_mm[0])
+    rows, columns = shown[0][crop].shape
+    legend_px, heading_px = 80 if handles else 16, 110
+    panel_width_px = (WIDTH_PX - GAP_PX * (len(panels) + 1)) / len(panels)
+    panel_height_px = panel_width_px * rows * case.spacing_mm[1] / (columns * case.spacing_mm[0])
     height_px = round(panel_height_px + legend_px + heading_px)
     figure = Figure(figsize=(WIDTH_PX / DPI, height_px / DPI), dpi=DPI, facecolor=BACKGROUND)
-    for number, (heading, volume, classes) in enumerate(panels):
-        left_px = gap_px + number * (panel_width_px + gap_px)
-        axes = figure.add_axes(
-            (left_px / WIDTH_PX, legend_px / height_px, panel_width_px / WIDTH_PX, panel_height_px / height_px)
-        )
+    for number, panel in enumerate(panels):
+        box = (GAP_PX + number * (panel_width_px + GAP_PX), legend_px, panel_width_px, panel_height_px)
+        axes = figure.add_axes(tuple(np.array(box) / [WIDTH_PX, height_px, WIDTH_PX, height_px]))
         axes.set_axis_off()
-        axes.set_title(heading, color=INK, fontsize=9, pad=5)
-        grey = radiological_slice(window(volume), index)[crop]
+        axes.set_title(panel.heading, color=INK, fontsize=9, pad=5)
+        grey = radiological_slice(window(panel.volume), panel.index)[crop]
         axes.imshow(grey, cmap="gray", vmin=0, vmax=1, interpolation="bicubic", aspect="auto")
-        if classes is not None:
-            axes.imshow(_overlay(radiological_slice(classes, index)[crop]), interpolation="nearest", aspect="auto")
+        for name, mask in panel.masks.items():
+            paint(axes, name, radiological_slice(mask, panel.index)[crop])
         if number == 0:
             axes.text(0.02, 0.02, "R", transform=axes.transAxes, color=INK, fontsize=7)
             axes.text(0.98, 0.02, "L", transform=axes.transAxes, color=INK, fontsize=7, ha="right")
-    if title:
-        figure.text(0.5, 1 - 12 / height_px, title, color=INK, fontsize=10, ha="center", va="top")
-    if overlays:
-        seldom = any((classes == 4).any() for classes in overlays.values())
-        patches = [Patch(color=color, label=name) for index, (name, color) in CLASSES.items() if index < 4 or seldom]
-        figure.legend(
-            handles=patches,
-            loc="lower center",
-            ncols=len(patches),
-            frameon=False,
-            labelcolor=INK,
-            fontsize=8,
-            borderaxespad=0.6,
-        )
-
+    figure.text(0.5, 1 - 12 / height_px, case.case_id, color=INK, fontsize=10, ha="center", va="top")
+    if handles:
+        text = {"labelcolor": INK, "fontsize": 8, "borderaxespad": 0.6}
+        figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, **text)
     with whole_file(output) as unfinished:
         FigureCanvasAgg(figure).print_png(unfinished)
     return output
 
 
-def _load_classes(path: Path | None, convention: str) -> np.ndarray | None:
-    """Classes of a label file, axes right, anterior, superior: (H, W, D); None without a file."""
-    if path is None:
-        return None
-    try:
-        return np.asarray(values_to_classes(load_canonical(path)[0], convention))
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from error
-
-
 def main(argv: Sequence[str]) -> None:
     """Parse the command line, read the files, draw and print the path of the picture."""
-    parser = argparse.ArgumentParser(prog="python -m scripts picture", description="Draw one case as a PNG.")
+    parser = argparse.ArgumentParser(prog="python -m scripts picture", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--case", type=Path, required=True, help="one file of the case; the others lie beside it")
     parser.add_argument(
         "--modalities", type=listed(str), default=MODALITIES, help="those to show; default: all four of BraTS"
@@ -208,12 +290,8 @@ def main(argv: Sequence[str]) -> None:
         parser.add_argument(
             f"--{name}_convention", choices=sorted(LABEL_CONVENTIONS), default=default, help="default: %(default)s"
         )
+    parser.add_argument("--style", choices=STYLES, default="colors", help="default: %(default)s")
     parser.add_argument("--output", type=Path, required=True, help="the .png file to write")
     args = parser.parse_args(argv)
-    case = case_of(args.case)
-    loaded = {name: load_canonical(case.file(name)) for name in args.modalities}
-    truth = _load_classes(case.file(LABEL) if LABEL in case.files else None, args.label_convention)
-    prediction = _load_classes(args.prediction, args.prediction_convention)
-    images = {name: volume - air(volume) for name, (volume, _) in loaded.items()}
-    spacing_mm = next(iter(loaded.values()))[1]
-    print(draw_case(images, truth, prediction, args.output, spacing_mm, title=case.case_id))
+    conventions = (args.label_convention, args.prediction_convention)
+    print(draw_case(load_case(args.case, args.modalities, args.prediction, *conventions), args.output, args.style))

@@ -2,7 +2,8 @@
 
     python -m scripts cross_validation --dataset_dir BraTS2019 --output_dir folds --folds 5
 
-Below ``output_dir``: ``datalist.json`` with the split, ``fold0`` .. with weights and tables, and the tables of all
+Below ``output_dir``: ``datalist.json`` with the split, ``settings.json`` with what all folds are trained with,
+``fold0`` .. with weights and tables, and the tables of all
 held-out cases. The last weights of a fold are scored, not those that the held-out cases would choose. What is done is
 not done again, and a training goes on from its last checkpoint, so the same command serves after an interruption.
 Overlays and knobs of the training go through:
@@ -17,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -29,6 +31,7 @@ from ..evaluation.report import merge_reports
 __all__ = ["main", "run_fold"]
 
 BUNDLE = Path(__file__).parents[2]
+WITHOUT_EFFECT = ("--num_workers", "--cache_rate", "--device")  # on the weights: they may change between runs
 
 
 def split_of(dataset_dir: Path, output_dir: Path, modalities: Sequence[str], folds: int, seed: int) -> Path:
@@ -46,10 +49,38 @@ def split_of(dataset_dir: Path, output_dir: Path, modalities: Sequence[str], fol
     there = json.loads(path.read_text())
     for name, value in wanted.items():
         if there.get(name) != value:
-            raise InputError(
-                f"{name} should be that of {path}, {there.get(name)}, got {value}: take another output_dir."
-            )
+            raise another(name, there.get(name), value, path)
     return path
+
+
+def keep_settings(output_dir: Path, dataset_dir: Path, config_file: Sequence[str], knobs: Sequence[str]) -> None:
+    """Writes what the folds are trained with beside them at the first run, and holds later runs to it.
+
+    Raises:
+        InputError: when folds are there of another data set, other configs or other knobs.
+    """
+    path = output_dir / "settings.json"
+    given = dict(zip(knobs[::2], knobs[1::2], strict=False))
+    values = {name: value for name, value in given.items() if name not in WITHOUT_EFFECT}
+    wanted: dict[str, Any] = {
+        "dataset_dir": str(dataset_dir.resolve()),
+        "config_file": list(config_file),
+        "knobs": values,
+    }
+    if not path.exists():
+        write_new(path, json.dumps(wanted, indent=2) + "\n")
+    there = json.loads(path.read_text())
+    for name in ("dataset_dir", "config_file"):
+        if there[name] != wanted[name]:
+            raise another(name, there[name], wanted[name], path)
+    for name in {**there["knobs"], **values}:
+        was, is_now = (each["knobs"].get(name, "not given") for each in (there, wanted))
+        if was != is_now:
+            raise another(name.removeprefix("--"), was, is_now, path)
+
+
+def another(name: str, was: object, is_now: object, path: Path) -> InputError:
+    return InputError(f"{name} should be that of {path}, {was}, got {is_now}: take another output_dir.")
 
 
 def run_fold(fold: int, config_file: Sequence[str], knobs: Sequence[str], output_dir: Path) -> None:
@@ -101,6 +132,7 @@ def main(argv: Sequence[str]) -> None:
     datalist = split_of(arguments.dataset_dir, output_dir, arguments.modalities, arguments.folds, arguments.seed)
     if arguments.fold is not None and arguments.fold not in range(arguments.folds):
         raise InputError(f"fold should be from 0 to {arguments.folds - 1}, got {arguments.fold}.")
+    keep_settings(output_dir, arguments.dataset_dir, arguments.config_file, arguments.knobs)
     knobs = [*arguments.knobs, "--bundle_root", str(BUNDLE), "--dataset_dir", str(arguments.dataset_dir)]
     knobs += ["--data_list_file_path", str(datalist), "--modalities", str(arguments.modalities)]
     folds = range(arguments.folds) if arguments.fold is None else [arguments.fold]

@@ -87,6 +87,8 @@ class MISSULoss(nn.Module):
 class FiniteLoss:
     """Handler that ends a training whose loss is not a number, before it gets into the weights.
 
+    ignite's ``TerminateOnNan`` looks after the step, when it is in them, names no case, and ends as if all were well.
+
     Raises:
         InputError: naming the cases of the step.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .checkpoints import CheckpointLoader, WeightsSaver, fold_checkpoints
 from .engines import OnnxNetwork, TorchExportNetwork, TorchScriptNetwork
+from .pretrained import load_pretrained, network_like, parent_of
 from .record import check_contract, check_unseen, convention_to_write, network_of_record, recorded
 
 __all__ = [
@@ -16,6 +17,9 @@ __all__ = [
     "check_unseen",
     "convention_to_write",
     "fold_checkpoints",
+    "load_pretrained",
+    "network_like",
     "network_of_record",
+    "parent_of",
     "recorded",
 ]

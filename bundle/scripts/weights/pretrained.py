@@ -1,0 +1,119 @@
+"""Weights of one task as the start of another: what fits by name and shape, modalities and classes by their names."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+
+from ..data.labels import class_names
+from ..errors import InputError, flag
+from ..networks import MISSU
+from .checkpoints import read_state
+from .record import read_record, recorded, sha256
+
+__all__ = ["load_pretrained", "network_like", "parent_of"]
+
+logger = logging.getLogger(__name__)
+
+FIRST, HEAD, POSITIONS = "encoder.0.0.0.weight", "head", "bottleneck.position_embedding"
+LEAST_LOADED = 0.5  # of all weights; with less, it is a training from scratch that only looks like a fine-tuning
+
+
+def parent_of(pretrained: str) -> dict[str, str]:
+    """What the record of fine-tuned weights says of those they began with.
+
+    Raises:
+        InputError: when there is no such file.
+    """
+    if not Path(pretrained).is_file():
+        raise InputError(f"pretrained should be a file of weights, {pretrained} is not there.")
+    return {"file": Path(pretrained).name, "sha256": sha256(Path(pretrained))}
+
+
+def network_like(pretrained: str, **arguments: Any) -> MISSU:
+    """A network as that of other weights, by their record, but for the arguments that are given.
+
+    Args:
+        pretrained: the weights.
+        arguments: of :class:`~scripts.networks.MISSU`, such as other ``in_channels``.
+    """
+    return MISSU(**{**recorded(pretrained, "network", {}), **arguments})
+
+
+def load_pretrained(
+    network: MISSU,
+    pretrained: str,
+    modalities: Sequence[str],
+    label_convention: str,
+    freeze_encoder: bool = False,
+) -> list[str]:
+    """Starts a network from the weights of another, and says what it did not take from them.
+
+    A weight is taken where name and shape agree. The first convolution takes the channels of the modalities that both
+    have, the head those of the classes that both have; the position table is resampled where its grid is another.
+
+    Args:
+        network: the network to be trained.
+        pretrained: the weights, with their record beside them.
+        modalities: of the network, in the order of its channels.
+        label_convention: of the network's classes.
+        freeze_encoder: whether the encoder stays as it is.
+
+    Returns:
+        What was not loaded, one line each.
+
+    Raises:
+        InputError: when there are no such weights, they have no record, or hardly any of them fits.
+    """
+    path = Path(pretrained)
+    if not path.is_file():
+        raise InputError(f"pretrained should be a file of weights, {path} is not there.")
+    record = read_record(path)
+    if record is None:
+        raise InputError(
+            f"The weights {path} have no record, {path.with_suffix('.json').name}, that tells their modalities and "
+            "classes: pretrained needs it."
+        )
+    old = read_state(path)
+    new = {key: weight.clone() for key, weight in network.state_dict().items()}  # loaded whole, or not at all
+    settings = record["settings"]
+    names = {
+        FIRST: (1, settings["modalities"], list(modalities)),
+        f"{HEAD}.weight": (0, class_names(settings["label_convention"]), class_names(label_convention)),
+        f"{HEAD}.bias": (0, class_names(settings["label_convention"]), class_names(label_convention)),
+    }
+    lacking, num_loaded = [], 0
+    for key, weight in new.items():
+        if key not in old:
+            lacking.append(f"{key}: not in it")
+        elif key in names and names[key][1] != names[key][2]:
+            axis, had, wanted = names[key]
+            shared = [name for name in wanted if name in had]
+            for name in shared:
+                weight.select(axis, wanted.index(name)).copy_(old[key].select(axis, had.index(name)))
+            num_loaded += weight.numel() * len(shared) // len(wanted)
+            lacking += [f"{key}: {name} is new" for name in wanted if name not in had]
+            lacking += [f"{key}: {name} is left out" for name in had if name not in wanted]
+        elif key == POSITIONS and old[key].shape[1] == weight.shape[1]:
+            weight.copy_(F.interpolate(old[key].float(), size=weight.shape[2:], mode="trilinear", align_corners=False))
+            num_loaded += weight.numel()
+        elif old[key].shape != weight.shape:
+            lacking.append(f"{key}: its shape is {list(old[key].shape)}, not {list(weight.shape)}")
+        else:
+            weight.copy_(old[key])
+            num_loaded += weight.numel()
+    lacking += [f"{key}: unknown to this network" for key in old if key not in new]
+    share = num_loaded / sum(weight.numel() for weight in new.values())
+    if share < LEAST_LOADED:
+        raise InputError(
+            f"pretrained should be weights of such a network, {share:.0%} of it could be loaded from {path}: "
+            f"{lacking[0]}."
+        )
+    network.load_state_dict(new)
+    network.encoder.requires_grad_(not flag("freeze_encoder", freeze_encoder))
+    logger.info("\n".join([f"Begins with {share:.1%} of its weights from {path}; not loaded:", *(lacking or ["none"])]))
+    return lacking

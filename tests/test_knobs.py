@@ -1,0 +1,91 @@
+"""A knob that no config defines is refused with the nearest name; all others go through."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import monai.bundle
+import pytest
+
+from scripts.errors import InputError
+from scripts.knobs import check_command, flags
+
+CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
+TRAIN = str(CONFIGS / "train.json")
+INFERENCE = str(CONFIGS / "inference.json")
+BOTH = str([TRAIN, str(CONFIGS / "evaluate.json")])
+PROGRAM = str(Path(monai.bundle.__file__).with_name("__main__.py"))
+
+
+def check(monkeypatch: pytest.MonkeyPatch, *arguments: str, program: str = PROGRAM) -> None:
+    monkeypatch.setattr(sys, "argv", [program, *arguments])
+    check_command()
+
+
+@pytest.mark.parametrize(
+    ("config_file", "flag", "nearest"),
+    [
+        (INFERENCE, "--modalites", "--modalities"),
+        (TRAIN, "--lr", None),
+        (TRAIN, "--learning-rat=0.1", "--learning_rate"),
+        (TRAIN, "--checkpoint", "--checkpointing"),
+        (TRAIN, "--optimizer#epss", "--optimizer#eps"),
+        (TRAIN, "--train#trainer#max_epoch", "--train#trainer#max_epochs"),
+        (TRAIN, "--trian#trainer#max_epochs", None),
+        (BOTH, "--metric", "--metrics"),
+    ],
+)
+def test_an_unknown_knob_is_refused(monkeypatch, config_file, flag, nearest):
+    with pytest.raises(InputError) as raised:
+        check(
+            monkeypatch, "run", "--config_file", config_file, "--seed", "1" if config_file == TRAIN else "", flag, "1"
+        )
+    said = str(raised.value)
+    assert said.startswith(flag.split("=")[0].replace("-", "_").replace("__", "--", 1))
+    assert (f"did you mean {nearest}?" in said) if nearest else "did you mean" not in said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "training", "--config_file", TRAIN, "--max_epochs", "3", "--modalities", "['t1','flair']"),
+        ("run", "--config_file", BOTH, "--checkpoint=x.pt", "--split", "validation", "--missed-mm", "-1"),
+        ("run", "--config_file", TRAIN, "--network_def#num_heads", "4", "--train#handlers#0#print_lr", "True"),
+        ("run", "--config_file", TRAIN, "--loss#segmentation#lambda_dice", "0", "--train#trainer#epoch_length", "2"),
+        ("run", "--config_file", INFERENCE, "--network_def#num_heads", "4", "--+imports", "['$import os']"),
+        (
+            "run",
+            "--config_file",
+            INFERENCE,
+            "--meta_file",
+            "m.json",
+            "--logging_file",
+            "l.conf",
+            "--tracking",
+            "mlflow",
+        ),
+        ("run", "--config_file", INFERENCE, "--init_id", "a", "--final_id", "b", "--_meta_#version", "1"),
+        ("verify_net_in_out", "--config_file", INFERENCE, "--net_id", "network_def"),
+    ],
+)
+def test_what_a_config_or_monai_defines_goes_through(monkeypatch, arguments):
+    check(monkeypatch, *arguments)
+
+
+def test_python_code_is_not_asked(monkeypatch):
+    check(monkeypatch, "run", "--config_file", INFERENCE, "--modalites", "t1", program="/app/monailabel/main.py")
+
+
+def test_knobs_in_a_file_of_arguments(monkeypatch, tmp_path):
+    file = tmp_path / "args.json"
+    file.write_text(f'{{"config_file": "{INFERENCE}", "overlapp": 0.5}}')
+    with pytest.raises(InputError, match=r"--overlapp is no knob of .* did you mean --overlap\?"):
+        check(monkeypatch, "run", "--args_file", str(file))
+    file.write_text(f'{{"config_file": ["{INFERENCE}"], "overlap": 0.5}}')
+    check(monkeypatch, "run", "--args_file", str(file))
+
+
+def test_flags_as_fire_reads_them():
+    arguments = ["run", "training", "--a", "-1", "--b=x=y", "--c-d", "--e", "['f']", "--", "--trace"]
+    assert flags(arguments) == {"a": "-1", "b": "x=y", "c_d": "", "e": "['f']"}

@@ -1,0 +1,95 @@
+"""Fine-tuning begins with what fits of other weights, by the names of modalities and classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from scripts.errors import InputError
+from scripts.networks import MISSU
+from scripts.weights.checkpoints import save_weights
+from scripts.weights.pretrained import load_pretrained, parent_of
+
+SIZE = {"init_filters": 8, "hidden_size": 16, "mlp_dim": 16, "num_layers": 1, "num_heads": 2}
+GLIOMAS = {"modalities": ["t1", "t1ce", "t2", "flair"], "label_convention": "brats2018"}
+
+
+def network(in_channels: int, out_channels: int, img_size: int = 16, seed: int = 0, **size: int) -> MISSU:
+    torch.manual_seed(seed)
+    return MISSU(in_channels, out_channels, img_size, **{**SIZE, **size})
+
+
+@pytest.fixture
+def parent(tmp_path: Path) -> tuple[MISSU, str]:
+    """Weights of gliomas with their record."""
+    path = tmp_path / "parent.pt"
+    made = network(4, 4, seed=1)
+    save_weights(made, path, {"settings": GLIOMAS, "cases": [], "metrics": {}, "dataset": "gliomas", "epoch": 1})
+    return made, str(path)
+
+
+def test_the_same_task_begins_with_all_of_it(parent):
+    old, path = parent
+    new = network(4, 4)
+    assert load_pretrained(new, path, **GLIOMAS) == []
+    assert all(torch.equal(weight, old.state_dict()[key]) for key, weight in new.state_dict().items())
+    assert parent_of(path)["file"] == "parent.pt"
+    assert len(parent_of(path)["sha256"]) == 64
+
+
+def test_modalities_and_classes_are_taken_by_name(parent):
+    old, path = parent
+    new, untouched = network(3, 5, img_size=24), network(3, 5, img_size=24)
+    lacking = load_pretrained(new, path, ["flair", "t1", "dwi"], "brats2024_gli")
+    first, of_old = new.encoder[0][0][0].weight, old.encoder[0][0][0].weight
+    assert torch.equal(first[:, 0], of_old[:, 3])
+    assert torch.equal(first[:, 1], of_old[:, 0])
+    assert torch.equal(first[:, 2], untouched.encoder[0][0][0].weight[:, 2])  # unknown to the old one
+    assert torch.equal(new.head.weight[:4], old.head.weight)
+    assert torch.equal(new.head.bias[4:], untouched.head.bias[4:])
+    positions = F.interpolate(old.bottleneck.position_embedding, size=(3, 3, 3), mode="trilinear")
+    torch.testing.assert_close(new.bottleneck.position_embedding, positions)
+    assert "encoder.0.0.0.weight: dwi is new" in lacking
+    assert "encoder.0.0.0.weight: t1ce is left out" in lacking
+    assert "head.weight: rc is new" in lacking
+
+
+def test_another_organ_takes_the_background_alone_from_the_head(parent):
+    old, path = parent
+    new = network(1, 3)
+    load_pretrained(new, path, ["t1"], "hippocampus")
+    assert torch.equal(new.head.weight[0], old.head.weight[0])
+    assert not torch.equal(new.head.weight[1], old.head.weight[1])
+
+
+def test_a_frozen_encoder_stays_and_the_rest_learns(parent):
+    new = network(4, 4)
+    load_pretrained(new, parent[1], **GLIOMAS, freeze_encoder=True)
+    new(torch.rand(1, 4, 16, 16, 16)).sum().backward()
+    assert all(weight.grad is None for weight in new.encoder.parameters())
+    assert all(weight.grad is not None for weight in new.decoder.parameters())
+
+
+@pytest.mark.parametrize(
+    ("size", "sentence"),
+    [
+        ({"init_filters": 16}, r"pretrained should be weights of such a network, \d+% of it could be loaded"),
+        ({"hidden_size": 512, "mlp_dim": 512}, r"bottleneck\.\S+: its shape is"),
+    ],
+)
+def test_weights_of_something_else_are_refused_and_nothing_is_loaded(parent, size, sentence):
+    new, untouched = network(4, 4, **size), network(4, 4, **size)
+    with pytest.raises(InputError, match=sentence):
+        load_pretrained(new, parent[1], **GLIOMAS)
+    assert all(torch.equal(weight, untouched.state_dict()[key]) for key, weight in new.state_dict().items())
+
+
+def test_weights_without_a_record_are_refused(parent, tmp_path):
+    (tmp_path / "parent.json").unlink()
+    with pytest.raises(InputError, match=r"have no record, parent\.json"):
+        load_pretrained(network(4, 4), parent[1], **GLIOMAS)
+    with pytest.raises(InputError, match=r"nowhere\.pt is not there"):
+        load_pretrained(network(4, 4), str(tmp_path / "nowhere.pt"), **GLIOMAS)

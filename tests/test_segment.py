@@ -1,0 +1,80 @@
+"""Four files in, one mask out, by ``configs/inference.json``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from scripts.__main__ import main
+from scripts.networks import MISSU
+from scripts.weights.checkpoints import save_weights
+from scripts.weights.record import arguments_of
+
+MODALITIES = ["flair", "t1ce"]
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """Of two modalities, at 3 mm, with their record."""
+    torch.manual_seed(0)
+    network = MISSU(2, 4, 16, init_filters=8, hidden_size=16, mlp_dim=16, num_layers=1, num_heads=2)
+    settings = {"modalities": MODALITIES, "spacing_mm": [3, 3, 3], "roi_size": [16, 16, 16], "invert_logits": True}
+    record = {"settings": {**settings, "label_convention": "brats2018", "network": arguments_of(network)}}
+    path = tmp_path / "weights.pt"
+    save_weights(network, path, {**record, "cases": [], "metrics": {}, "dataset": "phantoms", "epoch": 1})
+    return path
+
+
+def flags(files: dict[str, Path], *names: str) -> list[str]:
+    return [argument for name in names for argument in (f"--{name}", str(files[name]))]
+
+
+def test_a_mask_from_files_of_any_name(weights, tiny_case, tmp_path):
+    files = {name: tiny_case[name].rename(tmp_path / f"scan {i}.nii.gz") for i, name in enumerate(MODALITIES)}
+    output = tmp_path / "masks" / "a.b.nii.gz"
+    knobs = ["--", "--label_convention", "brats2018"]
+    arguments = ["--checkpoint", str(weights), *flags(files, *MODALITIES), "--output", str(output)]
+    assert main(["segment", *arguments, *knobs]) is None
+    mask, scan = nib.load(output), nib.load(files["flair"])
+    assert mask.shape == scan.shape
+    assert np.allclose(mask.affine, scan.affine)
+    assert set(np.unique(mask.dataobj)) <= {0, 1, 2, 4}
+    assert [path.name for path in output.parent.iterdir()] == ["a.b.nii.gz"]  # nothing else stays
+    assert "exists" in str(main(["segment", *arguments]))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"--output": "mask.nrrd"}, "output should end with .nii.gz"),
+        ({"--flair": "nowhere.nii.gz"}, "flair should be a file, nowhere.nii.gz is not there"),
+        ({"--": "--modalites"}, "Knobs should be pairs of --name and value"),
+    ],
+)
+def test_bad_input_ends_in_a_sentence_and_leaves_nothing(weights, tiny_case, tmp_path, change, sentence):
+    given = {f"--{name}": str(tiny_case[name]) for name in MODALITIES}
+    given |= {"--checkpoint": str(weights), "--output": str(tmp_path / "out" / "mask.nii.gz")} | change
+    result = str(main(["segment", *(each for pair in given.items() for each in pair)]))
+    assert result.startswith("Error: ")
+    assert sentence in result
+    assert not list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
+
+
+def test_a_damaged_scan_ends_in_a_sentence_and_leaves_nothing(weights, tiny_case, tmp_path):
+    tiny_case["t1ce"].write_bytes(b"no scan")
+    output = tmp_path / "out" / "mask.nii.gz"
+    result = main(["segment", "--checkpoint", str(weights), *flags(tiny_case, *MODALITIES), "--output", str(output)])
+    assert "cannot be read as an image" in str(result)
+    assert list(output.parent.iterdir()) == []
+
+
+def test_each_modality_of_the_weights_is_asked_for(weights, tiny_case, tmp_path, capsys):
+    arguments = ["segment", "--checkpoint", str(weights), "--output", str(tmp_path / "mask.nii.gz")]
+    with pytest.raises(SystemExit) as end:
+        main([*arguments, *flags(tiny_case, "flair")])
+    assert end.value.code == 2
+    assert "--t1ce" in capsys.readouterr().err
