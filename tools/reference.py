@@ -58,7 +58,6 @@ MEANING = {
     "checkpointing": "`true` computes the fusion's branches twice instead of keeping them in memory, with distillation",
     "val_interval": "epochs between validations",
     "checkpoint_interval": "epochs between checkpoints to [go on](../train.md#stop-and-go-on) from",
-    "pretrained": "weights to begin from, with a record of their own; see [train](../train.md)",
     "resume": "`true` goes on from the last checkpoint, `auto` does where there is one",
     "cache_rate": "share of the training cases kept in memory after loading",
     "num_workers": "processes that load data; 0 loads in the main process",
@@ -72,21 +71,21 @@ MEANING = {
     "invert_logits": "`true` brings logits, not classes, back to the grid of the file: borders stay smooth",
     "largest_component_of": "classes of which the largest connected piece alone stays",
     "overlap": "of neighboring windows, at least, as a share of `roi_size`",
-    "allow_training_cases": "`true` scores cases that the weights were trained on, by their record",
-    "of_all_processes": "the steps of a training that each process does",
     "metrics": "columns of the tables, see [scores](../evaluate.md#scores-of-a-case)",
+    "allow_training_cases": "`true` lets cases be scored that the weights were trained on",
     "missed_mm": (
         "distance that is written where P or T alone is empty; by default by the "
         "`label_convention`; `null`: the diagonal of the case's own volume"
     ),
     "lesion_dilations": "dilations that make pieces of the truth one [lesion](../evaluate.md#lesions)",
     "lesion_min_mm3": "a lesion of at most this volume does not count",
+    "pretrained": "the weights to begin with; the record beside them gives the voxel size, the crop and the network",
+    "freeze_encoder": "`true` leaves the encoder as it is",
     "cache_dir": "folder of the arrays that crops are read from",
     "demo_dir": "folder of all that the demo writes",
     "exported": "the exported network",
     "folds_dir": "folder of `cross_validation`, with `fold0`, `fold1`, ..",
-    "pretrained": "the weights to begin with, with their record beside them, see [fine-tuning](../train.md#fine-tune)",
-    "freeze_encoder": "`true` keeps the encoder as it is in the pretrained weights",
+    "of_all_processes": "handlers that run in each process; the others run in the first alone",
     "rotation_range": "largest rotation within a slice, radians",
     "flip_prob": "probability of a flip, each axis",
 }
@@ -104,7 +103,7 @@ ADVICE = {
     "should have one shape": "bring the modalities to one grid first",
     "holds NaN or infinity": "repair the scan",
     "is zero everywhere": "the scan is empty: get it again",
-    "are of another network": "give the `modalities`, `roi_size`, `label_convention` and `network_def` of the training",
+    "are of another network": "where no record lies beside the weights, give the knobs of the training",
     "cannot be read as a state_dict": "the file is damaged, or no file of weights",
     "exists: a split is made once": "another name, or delete the old list yourself",
     "should not be a folder of scans": "another `output_dir`: masks would replace labels",
@@ -118,21 +117,21 @@ def is_knob(key: str, value: Any) -> bool:
     return key in MEANING or (plain and "#" not in key and key not in ("_desc_", "imports", "run"))
 
 
+def is_check(value: Any) -> bool:
+    """Whether a line between the knobs of a complete config is made of others, and not a default."""
+    return isinstance(value, dict) and "default" not in value
+
+
 def knobs_of(config: str) -> dict[str, Any]:
     """Knob to default. Those of a complete config stand before its ``network_def``; an overlay's anywhere."""
     content = json.loads((CONFIGS / config).read_text())
     keys = list(content)
     if config in COMPLETE:
-        keys = [key for key in keys[: keys.index("network_def")] if key not in ("_desc_", "imports", "contract")]
+        keys = [key for key in keys[: keys.index("network_def")] if key not in ("_desc_", "imports")]
+        keys = [key for key in keys if not is_check(content[key])]
     else:
-        keys = [key for key in keys if is_knob(key, default_of(content[key])) and key not in parts()]
-    return {key: default_of(content[key]) for key in keys}
-
-
-def default_of(value: Any) -> Any:
-    """What a knob is without a record of the weights, where it comes from there."""
-    from_record = isinstance(value, dict) and value.get("_target_", "").startswith("scripts.weights.")
-    return value.get("default", value) if from_record else value
+        keys = [key for key in keys if is_knob(key, content[key]) and key not in parts()]
+    return {key: content[key] for key in keys}
 
 
 def parts() -> set[str]:
@@ -157,6 +156,11 @@ def written(value: Any) -> str:
     """A default as a person writes it."""
     if value is None:
         return "none"
+    if isinstance(value, dict) and "default" in value:
+        record, default = "the [record](../segment.md#the-record)'s", written(value["default"])
+        if value["_target_"].endswith(".convention_to_write"):
+            return f"{default}, or {record} where it has other regions"
+        return f"{record}, else {default}"
     if isinstance(value, dict):  # made by a function
         return f"by `{value['_target_'].rpartition('.')[2]}`"
     text = value if isinstance(value, str) else json.dumps(value).replace('"', "'")
@@ -179,10 +183,10 @@ def knobs() -> str:
     ]
     for name in dict.fromkeys(name for values in by_config.values() for name in values):
         defaults = {config: written(values[name]) for config, values in by_config.items() if name in values}
-        if len(set(defaults.values())) == 1:
-            default = next(iter(defaults.values()))
-        else:
-            default = ", ".join(f"{value} ({config})" for config, value in defaults.items())
+        configs = {value: [config for config in defaults if defaults[config] == value] for value in defaults.values()}
+        default = "; ".join(f"{value} ({', '.join(of)})" for value, of in configs.items())
+        if len(configs) == 1:
+            default = next(iter(configs))
         lines[-1] += f"\n| `{name}` | {', '.join(defaults)} | {default} | {MEANING[name]} |"
     lines += [
         "## Overlays",
@@ -191,10 +195,13 @@ def knobs() -> str:
     ]
     for config in overlays():
         lines += [f"### {config}", json.loads((CONFIGS / config).read_text())["_desc_"]]
-        if values := knobs_of(config):
-            lines.append("| Knob | Value | Meaning |\n|---|---|---|")
-            for name, value in values.items():
-                lines[-1] += f"\n| `{name}` | {written(value)} | {MEANING[name]} |"
+        values, known = knobs_of(config), {name for knobs in by_config.values() for name in knobs}
+        if others := [f"`{name}` {written(value)}" for name, value in values.items() if name in known]:
+            lines.append(f"Sets {', '.join(others)}.")
+        if own := [name for name in values if name not in known]:
+            lines.append("| Knob | Default | Meaning |\n|---|---|---|")
+            for name in own:
+                lines[-1] += f"\n| `{name}` | {written(values[name])} | {MEANING[name]} |"
     return "\n\n".join(lines) + "\n"
 
 
@@ -212,7 +219,7 @@ def commands() -> str:
     ]
     for name in COMMANDS:
         text = io.StringIO()
-        wide = mock.patch.dict(os.environ, {"COLUMNS": "100", "NO_COLOR": "1"})
+        wide = mock.patch.dict(os.environ, {"COLUMNS": "120", "NO_COLOR": "1"})
         with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit), wide:
             main([name, "--help"])
         lines += [f"## {name}", f"```\n{text.getvalue().strip()}\n```"]
@@ -272,13 +279,12 @@ def errors() -> str:
         "sentence. A full disk or shared memory, a missing permission and a loading process that died have sentences, "
         "too, which say what to do. A traceback means something else.",
     ]
+    table = "| Sentence | What to do | From |\n|---|---|---|"
     for file in sorted(SCRIPTS.rglob("*.py")):
-        found = list(dict.fromkeys(sentences(file)))
-        if found:
-            lines += [f"## {file.relative_to(SCRIPTS)}", "| Sentence | What to do |\n|---|---|"]
-            for sentence in found:
-                advice = next((advice for piece, advice in ADVICE.items() if piece in sentence), "")
-                lines[-1] += f"\n| `{sentence}` | {advice} |".replace("|  |", "| |")
+        for sentence in dict.fromkeys(sentences(file)):
+            advice = next((f" {advice} |" for piece, advice in ADVICE.items() if piece in sentence), " |")
+            table += f"\n| `{sentence}` |{advice} `{file.relative_to(SCRIPTS).as_posix()}` |"
+    lines.append(table)
     return "\n\n".join(lines) + "\n"
 
 

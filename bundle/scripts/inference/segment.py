@@ -103,7 +103,9 @@ def parse_knobs(arguments: Sequence[str]) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> None:
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--checkpoint", type=Path, default=BUNDLE / "models" / "model.pt", help="default: %(default)s")
+    common.add_argument(
+        "--checkpoint", type=Path, default=BUNDLE / "models" / "model.pt", help="default: models/model.pt"
+    )
     common.add_argument(
         "--config_file",
         type=listed(str),
