@@ -33,6 +33,7 @@ __all__ = [
     "read_checked",
 ]
 
+CT = "ct"  # in Hounsfield units, where 0 is water, the same in each scan
 # How far apart corners of two files of one case may lie, in voxels. Rounding in headers moves the corner of a brain by
 # some hundredths of a millimeter; a tenth of a voxel is far below what can be outlined.
 CORNER_TOLERANCE = 0.1
@@ -44,7 +45,7 @@ class LoadImageCased(LoadImaged):
     ``image`` is given as a mapping from modality name to file, as one of the case's files (the siblings are found by
     name), as the folder of the case, or as one 4D file whose channels have the order of ``channel_order``, else that of
     the Decathlon's ``dataset.json``, else that of ``modalities``. The air around the brain becomes zero: some exports
-    of z-scored scans keep it at a constant of their own. The name contains ``LoadImage`` because MONAI Deploy finds by
+    of z-scored scans keep it at a constant of their own; a ``ct`` keeps its units. The name contains ``LoadImage`` because MONAI Deploy finds by
     it what to leave out.
 
     Args:
@@ -117,7 +118,7 @@ class LoadImageCased(LoadImaged):
             lowest, highest = (float(value) for value in volume.as_tensor().aminmax())  # NaN if there is one
             if not (math.isfinite(lowest) and math.isfinite(highest)):
                 raise InputError(f"Case {case_id}: {name} should be finite, {file} holds NaN or infinity.")
-            constant = air(volume)
+            constant = 0.0 if name == CT else air(volume)
             if lowest == highest == constant:
                 raise InputError(f"Case {case_id}: {name} should show something, {file} is zero everywhere.")
             if constant:
