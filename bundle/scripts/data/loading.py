@@ -45,8 +45,8 @@ class LoadImageCased(LoadImaged):
     ``image`` is given as a mapping from modality name to file, as one of the case's files (the siblings are found by
     name), as the folder of the case, or as one 4D file whose channels have the order of ``channel_order``, else that of
     the Decathlon's ``dataset.json``, else that of ``modalities``. The air around the brain becomes zero: some exports
-    of z-scored scans keep it at a constant of their own; a ``ct`` keeps its units. The name contains ``LoadImage`` because MONAI Deploy finds by
-    it what to leave out.
+    of z-scored scans keep it at a constant of their own; a ``ct`` keeps its units. The name contains ``LoadImage``
+    because MONAI Deploy finds by it what to leave out.
 
     Args:
         keys: ``image``, or ``image`` and ``label``.
