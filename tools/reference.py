@@ -42,6 +42,7 @@ MEANING = {
     "channel_order": "names of the channels of a 4D file; by default those of its `dataset.json`, else `modalities`",
     "label_convention": "what the values of labels and masks mean, see [labels](../data.md#labels)",
     "spacing_mm": "voxel size that images are resampled to, each axis; -1 keeps an axis as it is",
+    "intensities": "by modality, limits to clip to, mean and deviation, where not each scan's own count; `plan` finds a CT's",
     "roi_size": "crop for training, window for inference, grid of the position table; sides divisible by 8",
     "batch_size": "cases a step, per process; the paper: 4 on 8 GPUs",
     "max_epochs": "epochs; the paper: 1000",
