@@ -2,8 +2,8 @@
 
     python experiments/run.py experiments/self_distillation.json --dataset_dir Task04_Hippocampus
 
-trains and scores each variant with each seed. Results lie in ``results/<experiment>/<data set>_<steps>``, so that runs of
-another budget or data set are never taken for these. A run that has its CSV of cases is not run again, so the same
+trains and scores each variant with each seed. Results lie in ``results/<experiment>/<data set>_<steps>``, so that runs
+of another budget or data set are never taken for these. A run that has its CSV of cases is not run again, so the same
 command goes on after an interruption. Without ``--dataset_dir`` it makes the table and the plot of the runs that are
 there, of the data set that the experiment names.
 """
@@ -213,7 +213,9 @@ def main(argv: Sequence[str] | None = None) -> str | None:
     parser.add_argument("--iterations", type=int, help="steps of each run, where not those of the experiment")
     parser.add_argument("--seeds", type=int, nargs="+", help="likewise")
     parser.add_argument("--variants", nargs="+", help="run only these")
-    parser.add_argument("--results", type=Path, help="folder of tables; default: experiments/results/<experiment>/<data set>_<steps>")
+    parser.add_argument(
+        "--results", type=Path, help="folder of tables; default: experiments/results/<experiment>/<data set>_<steps>"
+    )
     arguments = parser.parse_args(argv)
     name = arguments.experiment.stem
     try:

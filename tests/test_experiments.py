@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
-from scipy import stats
 
 from scripts.networks import MISSU, MultiScaleFusion
 

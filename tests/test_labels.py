@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,11 @@ from scripts.data.labels import (
     class_names,
     classes_to_regions,
     classes_to_values,
+    convention_table,
     num_classes,
+    painting_order,
+    recorded_convention,
+    regions,
     regions_to_classes,
     values_to_classes,
 )
@@ -24,9 +30,13 @@ VALUES = {
     "brats_ped": [0, 2, 4, 1, 3],
     "decathlon": [0, 2, 1, 3],
     "nnunet": [0, 2, 1, 3],
-    "hippocampus": [0, 1, 2],
-    "chaos_organs": [0, 1, 2, 3, 4],
-    "chaos_liver": [0, 1],
+}
+# As the Decathlon, CHAOS's liver against the rest, and nnU-Net with regions have it.
+HIPPOCAMPUS = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "Anterior", "2": "Posterior"}}
+LIVER = {"labels": {"background": [0, 2, 3, 4], "liver": 1}}
+NESTED = {
+    "labels": {"background": 0, "whole tumor": [1, 2, 4], "tumor_core": [2, 4], "Enhancing tumor": 4},
+    "regions_class_order": [1, 2, 4],
 }
 CONVENTIONS = pytest.mark.parametrize(("convention", "values"), VALUES.items(), ids=VALUES)
 MAKERS = pytest.mark.parametrize(
@@ -71,7 +81,7 @@ def test_values_and_classes_both_ways(convention, values, make):
             "brats2020",
             1,
             "label_convention should be one of brats2018, brats2023, brats2024_gli, brats_ped, decathlon, nnunet, "
-            "hippocampus, chaos_organs, chaos_liver, got brats2020.",
+            "or the path of a dataset.json, got brats2020.",
         ),
     ],
     ids=[
@@ -115,9 +125,6 @@ REGIONS = {
     **dict.fromkeys(("brats2018", "brats2023", "decathlon", "nnunet"), USUAL),
     "brats2024_gli": {"tc": [0, 1, 0, 1, 0], "wt": [0, 1, 1, 1, 0], "et": [0, 0, 0, 1, 0], "rc": [0, 0, 0, 0, 1]},
     "brats_ped": {"tc": [0, 1, 0, 1, 1], "wt": [0, 1, 1, 1, 1], "et": [0, 0, 0, 1, 0], "cc": [0, 0, 0, 0, 1]},
-    "hippocampus": {"anterior": [0, 1, 0], "posterior": [0, 0, 1]},
-    "chaos_organs": {organ: [0, *(int(i == j) for j in range(4))] for i, organ in enumerate("abcd")},
-    "chaos_liver": {"liver": [0, 1]},
 }
 
 
@@ -127,12 +134,6 @@ def test_regions(convention, values):
     masks = classes_to_regions(values_to_classes(label, convention), convention)
     assert masks.dtype == torch.bool
     assert masks.flatten(1).int().tolist() == list(REGIONS[convention].values())
-
-
-def test_the_liver_against_the_rest():
-    label = np.array([0, 1, 2, 3, 4])
-    assert values_to_classes(label, "chaos_liver").tolist() == [0, 1, 0, 0, 0]
-    assert classes_to_values(np.array([0, 1]), "chaos_liver").tolist() == [0, 1]
 
 
 @CONVENTIONS
@@ -155,10 +156,104 @@ def test_regions_that_contradict_each_other_count_as_the_smaller_one():
         ("brats2018", ["background", "ncr", "ed", "et"]),
         ("brats2024_gli", ["background", "ncr", "ed", "et", "rc"]),
         ("brats_ped", ["background", "ncr", "ed", "et", "cc"]),
-        ("hippocampus", ["background", "anterior", "posterior"]),
-        ("chaos_liver", ["background", "liver"]),
+        (HIPPOCAMPUS, ["background", "anterior", "posterior"]),
+        (LIVER, ["background", "liver"]),
+        (NESTED, ["background", "whole-tumor-1", "tumor-core-2", "enhancing-tumor"]),
     ],
 )
 def test_names_of_classes(convention, names):
     assert class_names(convention) == names
     assert len(names) == num_classes(convention)
+
+
+@pytest.mark.parametrize(
+    ("content", "table", "of"),
+    [
+        (HIPPOCAMPUS, {1: 1, 2: 2}, {"anterior": (1,), "posterior": (2,)}),
+        (LIVER, {1: 1, 2: 0, 3: 0, 4: 0}, {"liver": (1,)}),
+        (NESTED, {1: 1, 2: 2, 4: 3}, {"whole-tumor": (1, 2, 3), "tumor-core": (2, 3), "enhancing-tumor": (3,)}),
+        ({"labels": {"0": "air", "7": "bone"}}, {7: 1}, {"bone": (1,)}),
+    ],
+    ids=["decathlon", "against the rest", "regions", "a background of another name"],
+)
+def test_a_task_is_data(content, table, of, tmp_path):
+    """By the content or by the path of a dataset.json; what the record of weights carries means the same."""
+    path = tmp_path / "dataset.json"
+    path.write_text(json.dumps(content))
+    for convention in (content, path, str(path), json.loads(json.dumps(recorded_convention(path)))):
+        assert convention_table(convention) == table
+        assert list(regions(convention).items()) == list(of.items())
+        assert class_names(convention) == class_names(content)
+
+
+def test_a_name_is_recorded_as_it_is():
+    assert recorded_convention("brats2023") == "brats2023"
+
+
+def test_the_liver_against_the_rest():
+    assert values_to_classes(np.array([0, 1, 2, 3, 4]), LIVER).tolist() == [0, 1, 0, 0, 0]
+    assert classes_to_values(np.array([0, 1]), LIVER).tolist() == [0, 1]
+
+
+def test_regions_are_painted_in_the_order_of_the_data_set():
+    assert painting_order(NESTED) == {"whole-tumor": 1, "tumor-core": 2, "enhancing-tumor": 3}
+    classes = torch.arange(4).reshape(1, 1, 1, 4)
+    assert regions_to_classes(classes_to_regions(classes, NESTED), NESTED).flatten().tolist() == [0, 1, 2, 3]
+    # Without it, one region of two classes cannot be taken apart.
+    kidneys = {"labels": {"background": 0, "kidneys": [1, 2]}}
+    with pytest.raises(ValueError, match="the region kidneys has 2 classes that no region inside of it has"):
+        painting_order(kidneys)
+    assert painting_order(kidneys | {"regions_class_order": [1]}) == {"kidneys": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ({}, 'label_convention should have labels such as {"background": 0, "liver": 1}, it has None.'),
+        (
+            {"labels": {"background": 0, "liver": 1, "Liver ": 2}},
+            "label_convention should name each label once, it names liver twice.",
+        ),
+        (
+            {"labels": {"background": 0, "liver": "one"}},
+            "label_convention should have whole numbers for liver, it has one.",
+        ),
+        ({"labels": {"background": 0, "liver": -1}}, "label_convention should have values from 0 on, it has -1"),
+        ({"labels": {"background": 1, "liver": 2}}, "label_convention should have the background as 0, it has it as"),
+        (
+            {"labels": {"background": 0, "tumor": 1, "cysts": []}},
+            "label_convention names the region cysts, which no class covers: its values are [].",
+        ),
+        (
+            {"labels": {"background": [0, 2], "liver": 1, "vessels": 2}},
+            "label_convention names the region vessels, which no class covers: its values are [2].",
+        ),
+        (
+            {"labels": {"background": 0, "wt": [1, 2], "et": 2}, "regions_class_order": [1, 3]},
+            "label_convention should have regions_class_order with a value of labels for each of the 2 regions",
+        ),
+        ({"labels": {"background": 0, "liver": 1, "ignore": 2}}, "label_convention has the label ignore, 2, which"),
+        (
+            {"labels": {"background": 0, "$__import__('os')": 1}},
+            "label_convention should name labels by letters and digits, it names one \"$__import__('os')\".",
+        ),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_damaged_dataset_json(content, sentence):
+    with pytest.raises(ValueError) as raised:  # noqa: PT011 - the sentence is compared
+        num_classes(content)
+    assert str(raised.value).startswith(sentence)
+
+
+def test_a_dataset_json_that_cannot_be_read(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere\.json cannot be read, it should be a dataset\.json: No such file"):
+        num_classes(tmp_path / "nowhere.json")
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(ValueError, match="should hold an object with labels, it holds a list"):
+        num_classes(str(tmp_path / "list.json"))
+
+
+def test_a_value_beyond_labels():
+    with pytest.raises(ValueError, match=r"label_convention allows the values 0, 1, 2, the label holds 3\."):
+        values_to_classes(np.array([0, 3]), HIPPOCAMPUS)

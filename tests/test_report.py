@@ -121,7 +121,7 @@ def test_interval_of_one_case_each_is_that_of_scipy():
 
 
 def test_interval_holds_the_true_mean_with_several_cases_of_each_patient():
-    """12 patients with one to seven examinations that are alike: 95 % intervals over cases would hold 55 % of the time."""
+    """12 patients with one to seven examinations that are alike; intervals over cases hold it 55 % of the time."""
     generator, held = np.random.default_rng(0), 0
     for _ in range(400):
         patients = np.repeat(np.arange(12), generator.integers(1, 8, 12))
@@ -134,7 +134,7 @@ def test_interval_holds_the_true_mean_with_several_cases_of_each_patient():
 def test_patients_are_those_of_the_names_or_of_a_table(tmp_path):
     names = [f"BraTS-GLI-0000{patient}-00{visit}" for patient in range(3) for visit in range(2)]
     label = regions(6, 4)
-    for patients, expected in ((None, "3"), ({name: "one" for name in names[:4]}, "2")):
+    for patients, expected in ((None, "3"), (dict.fromkeys(names[:4], "one"), "2")):
         report = EvaluationReport(tmp_path, ["wt", "et"], patients=patients)
         for name in names:
             report.add(name, label, label)

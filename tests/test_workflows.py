@@ -196,8 +196,8 @@ def test_a_convention_with_a_class_of_its_own_trains_scores_and_segments(phantom
     result = segment(data, weights, tmp_path / "masks", *convention)
     assert result.returncode == 0, result.stderr
     assert set(np.unique(read(tmp_path / "masks" / "phantom_000_seg.nii.gz"))) <= {0, 1, 2, 3, 4}
-    result = segment(data, weights, tmp_path / "others")
-    assert "are of another network" in result.stderr.strip().splitlines()[-1]
+    result = segment(data, weights, tmp_path / "others", "--label_convention", "brats2023")
+    assert "label_convention should have the regions of brats2024_gli" in result.stderr.strip().splitlines()[-1]
 
 
 def test_an_image_turned_in_memory_gives_the_same_mask(phantoms, weights, tmp_path):

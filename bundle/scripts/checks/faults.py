@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 
 from ..data.cases import LABEL, WHOLE, Case
-from ..data.labels import values_to_classes
+from ..data.labels import Convention, values_to_classes
 from ..data.loading import AFFINE_TOLERANCE, air
 
 __all__ = ["CaseCheck", "Fault", "check_case"]
@@ -71,7 +71,7 @@ def check_case(
     case: Case,
     modalities: Sequence[str],
     channel_order: Sequence[str] | None = None,
-    label_convention: str | None = None,
+    label_convention: Convention | None = None,
 ) -> CaseCheck:
     """Checks the files of a case and their headers; with a ``label_convention`` the voxels, too.
 
@@ -154,7 +154,7 @@ def check_space(check: CaseCheck, images: Mapping[str, nib.Nifti1Image]) -> None
 
 
 def check_voxels(
-    check: CaseCheck, name: str, image: nib.Nifti1Image, channels: Sequence[str], label_convention: str
+    check: CaseCheck, name: str, image: nib.Nifti1Image, channels: Sequence[str], label_convention: Convention
 ) -> None:
     """Values of a label by the convention; a scan finite, not empty, with air around the brain."""
     try:

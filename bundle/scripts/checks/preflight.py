@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from ..arguments import listed
 from ..data.cases import LABEL, MODALITIES, Case, case_id_of, case_of, list_cases
-from ..data.labels import LABEL_CONVENTIONS
+from ..data.labels import Convention, convention_table
 from ..data.patients import patients_of, year_of
 from ..errors import InputError
 from ..files import whole_file
@@ -63,7 +63,7 @@ def preflight(
     cases: Sequence[Case],
     modalities: Sequence[str],
     channel_order: Sequence[str] | None = None,
-    label_convention: str | None = None,
+    label_convention: Convention | None = None,
     cache_rate: float = 0.0,
     dataset_dir: Path | None = None,
 ) -> Preflight:
@@ -212,10 +212,14 @@ def main(argv: Sequence[str]) -> int | None:
     parser.add_argument("--json", type=Path, help="write the faults to this file, too")
     parser.add_argument("--modalities", type=listed(str), default=MODALITIES, help="those that each case has to have")
     parser.add_argument("--channel_order", type=listed(str), help="names of the channels of 4D files, in their order")
-    parser.add_argument("--label_convention", choices=LABEL_CONVENTIONS, default="brats2018", help="with --deep")
+    parser.add_argument(
+        "--label_convention", default="brats2018", help="with --deep: of BraTS by name, or the path of a dataset.json"
+    )
     parser.add_argument("--cache_rate", type=float, default=0.0, help="share of the cases to keep in memory")
     arguments = parser.parse_args(argv)
     convention = arguments.label_convention if arguments.deep else None
+    if convention is not None:
+        convention_table(convention)  # an unknown one is no fault of the cases
     result = preflight(
         list_cases(arguments.dataset_dir),
         arguments.modalities,

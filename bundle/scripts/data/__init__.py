@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .cache import MappedDataset
 from .datalist import inference_cases, load_datalist
-from .labels import num_classes, regions
+from .labels import num_classes, recorded_convention, regions
 from .loading import LoadImageCased
 from .seeded import SeededDataset, SeededSampler
 from .transforms import (
@@ -36,5 +36,6 @@ __all__ = [
     "load_datalist",
     "name_by_case",
     "num_classes",
+    "recorded_convention",
     "regions",
 ]

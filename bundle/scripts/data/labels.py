@@ -1,8 +1,17 @@
-"""Label conventions: which value in a file means which class of the network."""
+"""Label conventions: which value in a file means which class of the network, and what the classes are called.
+
+BraTS has conventions by name. Any other data set says it in its ``dataset.json``, as nnU-Net v2 or the Medical
+Segmentation Decathlon have it.
+"""
 
 from __future__ import annotations
 
-from typing import TypeVar
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -11,17 +20,22 @@ from ..errors import InputError
 
 __all__ = [
     "LABEL_CONVENTIONS",
+    "Convention",
     "class_names",
     "classes_to_regions",
     "classes_to_values",
     "convention_table",
     "num_classes",
+    "painting_order",
+    "recorded_convention",
     "regions",
     "regions_to_classes",
     "values_to_classes",
 ]
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
+# A name of LABEL_CONVENTIONS, the path of a dataset.json, or the content of one.
+Convention = str | Path | Mapping[str, Any]
 
 # Value in the file: class of the network, as metadata.json's channel_def names it
 # (1 necrotic and non-enhancing core, 2 edema, 3 enhancing tumor). 0 is the background everywhere.
@@ -33,10 +47,6 @@ LABEL_CONVENTIONS: dict[str, dict[int, int]] = {
     "brats_ped": {1: 3, 2: 1, 3: 4, 4: 2},  # children: 1 enhancing, 2 non-enhancing, 3 cystic, 4 edema
     "decathlon": {1: 2, 2: 1, 3: 3},  # Medical Segmentation Decathlon, Task01
     "nnunet": {1: 2, 2: 1, 3: 3},  # nnU-Net's own BraTS data sets
-    # Other organs; their classes have names of their own.
-    "hippocampus": {1: 1, 2: 2},  # Medical Segmentation Decathlon, Task04: 1 anterior, 2 posterior
-    "chaos_organs": {1: 1, 2: 2, 3: 3, 4: 4},  # as scripts.chaos writes them: liver, right and left kidney, spleen
-    "chaos_liver": {1: 1, 2: 0, 3: 0, 4: 0},  # the liver against the rest
 }
 
 # Region: its classes. Whole tumor, tumor core and enhancing tumor overlap.
@@ -46,40 +56,175 @@ REGIONS_OF_CONVENTION: dict[str, dict[str, tuple[int, ...]]] = {
     "brats2024_gli": {**REGIONS, "rc": (4,)},
     # Cysts are part of the core (BraTS-PEDs, arXiv:2404.15009).
     "brats_ped": {"tc": (1, 3, 4), "wt": (1, 2, 3, 4), "et": (3,), "cc": (4,)},
-    "hippocampus": {"anterior": (1,), "posterior": (2,)},
-    "chaos_organs": {"liver": (1,), "right-kidney": (2,), "left-kidney": (3,), "spleen": (4,)},
-    "chaos_liver": {"liver": (1,)},
 }
+TISSUES = {1: "ncr", 2: "ed", 3: "et"}  # of a tumor; the first two are no region of their own
+BACKGROUND = "background"
+# In a config, a name that begins with $, @ or % would be run or looked up, and # parts a path.
+NAME = re.compile(r"\w[\w .,:;+/()&'-]*")
 
 
-def convention_table(convention: str) -> dict[int, int]:
+@dataclass(frozen=True)
+class Labels:
+    """What a convention says, whichever way it is given.
+
+    ``table`` has the class of each value, ``regions`` the classes of what is scored, by name; ``order`` the values by
+    which nnU-Net tells classes from regions, where the data set says so; ``title`` is for sentences.
+    """
+
+    title: str
+    table: dict[int, int]
+    regions: dict[str, tuple[int, ...]]
+    names: tuple[str, ...]
+    order: tuple[int, ...] | None = None
+
+
+def labels_of(convention: Convention) -> Labels:
+    """A convention in one form.
+
+    Raises:
+        InputError: when there is none of that name, or a ``dataset.json`` is damaged or contradicts itself.
+    """
+    if isinstance(convention, Mapping):
+        return of_dataset(convention, "label_convention")
+    if convention in LABEL_CONVENTIONS:
+        of = REGIONS_OF_CONVENTION.get(str(convention), REGIONS)
+        own = {classes[0]: name for name, classes in of.items() if len(classes) == 1}
+        names = {0: BACKGROUND} | TISSUES | own
+        table = LABEL_CONVENTIONS[str(convention)]
+        return Labels(f"label_convention {convention}", table, of, tuple(names[number] for number in sorted(names)))
+    path = Path(convention)
+    if path.suffix != ".json":
+        raise InputError(
+            f"label_convention should be one of {', '.join(LABEL_CONVENTIONS)}, or the path of a dataset.json, "
+            f"got {convention}."
+        )
+    return of_dataset(read_dataset(path), str(path))
+
+
+def read_dataset(path: Path) -> dict[str, Any]:
+    """The content of a ``dataset.json``.
+
+    Raises:
+        InputError: when it is not there, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path} cannot be read, it should be a dataset.json: {error.strerror}.") from error
+    except ValueError as error:
+        raise InputError(f"{path} should be JSON, it is not: {error}.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} should hold an object with labels, it holds a {type(content).__name__}.")
+    return content
+
+
+def of_dataset(content: Mapping[str, Any], title: str) -> Labels:
+    """What the ``labels`` of a data set say: nnU-Net's names with values, or the Decathlon's values with names.
+
+    A list of values is a region; regions may overlap. ``background`` is 0, and may be a list of further values that
+    count as background. Classes are numbered by their values.
+    """
+    values_of = read_labels(content, title)
+    _, *others = values_of.pop(BACKGROUND)
+    values = sorted({value for values in values_of.values() for value in values})
+    for name, of in values_of.items():
+        covered = [value for value in of if value != 0 and value not in others]
+        if not covered:
+            raise InputError(f"{title} names the region {name}, which no class covers: its values are {list(of)}.")
+        if len(covered) < len(of):
+            raise InputError(f"{title} has the values {list(of)} for {name}, the background holds one of them.")
+    class_of = {value: number for number, value in enumerate(values, start=1)}
+    of_regions = {name: tuple(class_of[value] for value in of) for name, of in values_of.items()}
+    order = content.get("regions_class_order")
+    if not any(len(of) > 1 for of in values_of.values()):
+        order = None  # each region is a class
+    elif order is not None and (len(order) != len(values_of) or not set(order) <= set(values)):
+        raise InputError(
+            f"{title} should have regions_class_order with a value of labels for each of the {len(values_of)} regions, "
+            f"it has {order}."
+        )
+    names = {0: BACKGROUND}
+    for number in class_of.values():
+        inside = sorted((len(of), name) for name, of in of_regions.items() if number in of)
+        size, name = inside[0]  # the smallest region
+        names[number] = name if size == 1 else f"{name}-{values[number - 1]}"
+    table = {**class_of, **dict.fromkeys(others, 0)}
+    return Labels(title, table, of_regions, tuple(names.values()), None if order is None else tuple(order))
+
+
+def read_labels(content: Mapping[str, Any], title: str) -> dict[str, tuple[int, ...]]:
+    """The values of each name, ``background`` first, in the order of the data set."""
+    labels = content.get("labels")
+    example = '{"background": 0, "liver": 1}'
+    if not isinstance(labels, Mapping) or not labels:
+        raise InputError(f"{title} should have labels such as {example}, it has {labels}.")
+    values_of: dict[str, tuple[int, ...]] = {}
+    for key, value in labels.items():
+        name, values = (value, key) if str(key).isdigit() else (key, value)
+        name = str(name).strip()
+        if not NAME.fullmatch(name):
+            raise InputError(f"{title} should name labels by letters and digits, it names one {name!r}.")
+        name = re.sub(r"[\s_]+", "-", name.lower())
+        try:
+            of = tuple(sorted({int(each) for each in (values if isinstance(values, list | tuple) else [values])}))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{title} should have whole numbers for {name}, it has {values}.") from error
+        if name in values_of:
+            raise InputError(f"{title} should name each label once, it names {name} twice.")
+        if name == "ignore":
+            raise InputError(
+                f"{title} has the label ignore, {of[0]}, which stands for voxels that nobody labelled: they would be "
+                "trained on as a class, label them or leave the cases out."
+            )
+        if of and of[0] < 0:
+            raise InputError(f"{title} should have values from 0 on, it has {of[0]} for {name}.")
+        values_of[name] = of
+    name = BACKGROUND if BACKGROUND in values_of else next((name for name, of in values_of.items() if of == (0,)), None)
+    background = (0,) if name is None else values_of.pop(name)
+    if not background or background[0] != 0:
+        raise InputError(f"{title} should have the background as 0, it has it as {list(background)}.")
+    return {BACKGROUND: background, **values_of}
+
+
+def recorded_convention(label_convention: Convention) -> str | dict[str, Any]:
+    """A convention that needs no file: a name as it is, else the ``labels`` as nnU-Net writes them.
+
+    For the record of weights, which are used where the data set is not.
+    """
+    if not isinstance(label_convention, Mapping) and label_convention in LABEL_CONVENTIONS:
+        return str(label_convention)
+    labels = labels_of(label_convention)
+    value_of = {number: value for value, number in labels.table.items() if number}
+    others = [value for value, number in labels.table.items() if not number]
+    named: dict[str, Any] = {BACKGROUND: [0, *others] if others else 0}
+    for name, of in labels.regions.items():
+        values = [value_of[number] for number in of]
+        named[name] = values if len(values) > 1 else values[0]
+    return {"labels": named} | ({} if labels.order is None else {"regions_class_order": list(labels.order)})
+
+
+def convention_table(convention: Convention) -> dict[int, int]:
     """The class of each value of a convention.
 
     Raises:
         InputError: when the convention is unknown.
     """
-    if convention not in LABEL_CONVENTIONS:
-        raise InputError(f"label_convention should be one of {', '.join(LABEL_CONVENTIONS)}, got {convention}.")
-    return LABEL_CONVENTIONS[convention]
+    return labels_of(convention).table
 
 
-def num_classes(label_convention: str) -> int:
+def num_classes(label_convention: Convention) -> int:
     """Channels of a network for a convention, the background among them."""
     return 1 + max(convention_table(label_convention).values())
 
 
-def regions(label_convention: str) -> dict[str, tuple[int, ...]]:
+def regions(label_convention: Convention) -> dict[str, tuple[int, ...]]:
     """The regions that are scored, with their classes; for tumors ``tc``, ``wt``, ``et`` and what there is besides."""
-    convention_table(label_convention)
-    return REGIONS_OF_CONVENTION.get(label_convention, REGIONS)
+    return labels_of(label_convention).regions
 
 
-def class_names(label_convention: str) -> list[str]:
+def class_names(label_convention: Convention) -> list[str]:
     """The classes of a network by their numbers, the background first."""
-    of_convention: dict[str, tuple[int, ...]] = regions(label_convention)
-    names = {0: "background"} | ({} if "wt" not in of_convention else {1: "ncr", 2: "ed", 3: "et"})
-    names |= {classes[0]: name for name, classes in of_convention.items() if len(classes) == 1}
-    return [names[number] for number in sorted(names)]
+    return list(labels_of(label_convention).names)
 
 
 def _replace(array: Array, table: dict[int, int]) -> tuple[Array, Array]:
@@ -93,51 +238,74 @@ def _replace(array: Array, table: dict[int, int]) -> tuple[Array, Array]:
     return replaced, known
 
 
-def values_to_classes(values: Array, convention: str) -> Array:
+def values_to_classes(values: Array, convention: Convention) -> Array:
     """Classes from 0 from a label as it stands in a file; same type and shape.
 
     Raises:
         InputError: when the label holds a value that the convention does not define.
     """
-    table: dict[int, int] = convention_table(convention)
-    classes, known = _replace(values, table)
+    labels = labels_of(convention)
+    classes, known = _replace(values, labels.table)
     if not known.all():
         raise InputError(
-            f"label_convention {convention} allows the values {', '.join(map(str, [0, *table]))}, "
+            f"{labels.title} allows the values {', '.join(map(str, [0, *labels.table]))}, "
             f"the label holds {float(values[~known][0]):g}."
         )
     return classes
 
 
-def classes_to_values(classes: Array, convention: str) -> Array:
+def classes_to_values(classes: Array, convention: Convention) -> Array:
     """The inverse of :func:`values_to_classes`, for masks that are written.
 
     Raises:
         InputError: when the convention has no value for one of the classes.
     """
-    table = {label: value for value, label in convention_table(convention).items() if label > 0}
+    labels = labels_of(convention)
+    table = {label: value for value, label in labels.table.items() if label > 0}
     values, known = _replace(classes, table)
     if not known.all():
-        raise InputError(f"label_convention {convention} has no value for class {float(classes[~known][0]):g}.")
+        raise InputError(f"{labels.title} has no value for class {float(classes[~known][0]):g}.")
     return values
 
 
-def classes_to_regions(classes: torch.Tensor, label_convention: str) -> torch.Tensor:
+def classes_to_regions(classes: torch.Tensor, label_convention: Convention) -> torch.Tensor:
     """One channel per region of a convention: (1, H, W, D) -> (regions, H, W, D), bool."""
     return torch.cat([torch.isin(classes, classes.new_tensor(of)) for of in regions(label_convention).values()])
 
 
-def regions_to_classes(masks: torch.Tensor, label_convention: str) -> torch.Tensor:
+def painting_order(label_convention: Convention) -> dict[str, int]:
+    """The class that each region alone stands for, in the order in which regions are painted over each other.
+
+    It is the data set's own ``regions_class_order``, or else the larger regions come first, and each stands for the
+    class that no region inside of it has: WT alone is edema, TC without ET is necrotic core.
+
+    Raises:
+        InputError: when a region has several classes that no smaller region tells apart.
+    """
+    labels = labels_of(label_convention)
+    if labels.order is not None:
+        return {name: labels.table[value] for name, value in zip(labels.regions, labels.order)}
+    order = {}
+    for name, of in sorted(labels.regions.items(), key=lambda item: -len(item[1])):
+        inside = [set(other) for other in labels.regions.values() if set(other) < set(of)]
+        own = set(of).difference(*inside)
+        if len(own) != 1:
+            raise InputError(
+                f"{labels.title} should have regions_class_order: the region {name} has {len(own)} classes that no "
+                "region inside of it has, 1 would tell them apart."
+            )
+        [order[name]] = own
+    return order
+
+
+def regions_to_classes(masks: torch.Tensor, label_convention: Convention) -> torch.Tensor:
     """One class per voxel from one channel per region: (regions, H, W, D) -> (1, H, W, D), uint8.
 
-    A voxel is in the regions whose channel, a mask or logits, is above 0. It takes the class that tells the
-    smallest of its regions from those inside of it: WT alone is edema, TC without ET is necrotic core. Regions that
-    contradict each other, such as ET outside of WT, count as the smaller one.
+    A voxel is in the regions whose channel, a mask or logits, is above 0. It takes the class of the last of its regions
+    in :func:`painting_order`. Regions that contradict each other, such as ET outside of WT, count as the last one.
     """
-    of = regions(label_convention)
+    channel_of = dict(zip(regions(label_convention), masks))
     classes = torch.zeros_like(masks[:1], dtype=torch.uint8)
-    for region, mask in sorted(zip(of, masks), key=lambda item: -len(of[item[0]])):
-        inside = [set(other) for other in of.values() if set(other) < set(of[region])]
-        [own] = set(of[region]).difference(*inside)
-        classes[0][mask > 0] = own
+    for region, own in painting_order(label_convention).items():
+        classes[0][channel_of[region] > 0] = own
     return classes

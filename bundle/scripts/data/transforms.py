@@ -14,6 +14,7 @@ from monai.transforms import MapTransform, Spacingd
 
 from ..errors import InputError
 from .labels import (
+    Convention,
     classes_to_regions,
     classes_to_values,
     convention_table,
@@ -117,7 +118,7 @@ class ConventionTransform(MapTransform):
         InputError: when the convention is unknown, before the first case.
     """
 
-    def __init__(self, keys: KeysCollection, label_convention: str) -> None:
+    def __init__(self, keys: KeysCollection, label_convention: Convention) -> None:
         super().__init__(keys)
         convention_table(label_convention)
         self.label_convention = label_convention

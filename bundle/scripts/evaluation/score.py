@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from ..arguments import listed
 from ..data.cases import LABEL, WHOLE, Case, find_cases
-from ..data.labels import LABEL_CONVENTIONS, classes_to_regions, regions, values_to_classes
+from ..data.labels import Convention, classes_to_regions, regions, values_to_classes
 from ..data.loading import check_same_space, image_loader, read
 from ..errors import InputError
 from .metrics import CHAOS_METRICS, METRICS
@@ -33,8 +33,8 @@ def score_masks(
     dataset_dir: str | Path,
     prediction_dir: str | Path,
     output_dir: str | Path,
-    label_convention: str,
-    prediction_convention: str | None = None,
+    label_convention: Convention,
+    prediction_convention: Convention | None = None,
     **rules: Any,
 ) -> None:
     """Writes and prints the report of ``configs/evaluate.json`` for masks on disk.
@@ -71,7 +71,7 @@ def mask_of(case: Case) -> Path:
     return case.file(LABEL if LABEL in case.files else WHOLE)
 
 
-def load_regions(case_id: str, path: Path, convention: str, label_convention: str) -> MetaTensor:
+def load_regions(case_id: str, path: Path, convention: Convention, label_convention: Convention) -> MetaTensor:
     """The regions of one mask (regions, H, W, D)."""
     mask = read(image_loader(), case_id, path, channels=[LABEL])
     try:
@@ -86,8 +86,10 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--dataset_dir", type=Path, required=True, help="folder with the labels")
     parser.add_argument("--prediction_dir", type=Path, required=True, help="folder with the masks to score")
     parser.add_argument("--output_dir", type=Path, default=Path("eval"), help="folder for the CSV files")
-    parser.add_argument("--label_convention", choices=LABEL_CONVENTIONS, required=True, help="of the labels")
-    parser.add_argument("--prediction_convention", choices=LABEL_CONVENTIONS, help="where it is another")
+    parser.add_argument(
+        "--label_convention", required=True, help="of the labels: of BraTS by name, or the path of a dataset.json"
+    )
+    parser.add_argument("--prediction_convention", help="of the predictions, where it is another")
     parser.add_argument(
         "--metrics", type=listed(str), default=METRICS, help=f"of {', '.join((*METRICS, *CHAOS_METRICS))}"
     )

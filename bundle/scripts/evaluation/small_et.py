@@ -131,7 +131,8 @@ def store(paths: Sequence[Path], metrics: Path) -> str:
         with whole_file(path.with_suffix(".json")) as temporary:
             temporary.write_text(json.dumps({**record, KEY: mm3, CASES_KEY: cases}, indent=2) + "\n")
     return (
-        f"ET below {mm3:g} mm3 becomes core. Mean Dice of ET on {len(rows)} cases: {dices.mean():.4f} without the rule, "
+        f"ET below {mm3:g} mm3 becomes core. Mean Dice of ET on {len(rows)} cases: "
+        f"{dices.mean():.4f} without the rule, "
         f"{left_out:.4f} where each case gets the volume that the others choose, "
         f"{best:.4f} on the cases that chose it (optimistic)."
     )

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from monai.metrics.utils import get_mask_edges, get_surface_distance
 
+from ..data.labels import Convention
+
 __all__ = ["MISSED_MM", "hd95_mm", "missed_mm_of", "surface_dice", "symmetric_distances_mm"]
 
 MISSED_MM = 374.0  # BraTS from 2023 on writes it for an infinite distance: rachitsaluja/BraTS-2023-Metrics
@@ -17,7 +19,7 @@ CONVENTIONS_BEFORE_2023 = ("brats2018", "decathlon", "nnunet")  # the last two h
 CONVENTIONS_FROM_2023 = ("brats2023", "brats2024_gli", "brats_ped")
 
 
-def missed_mm_of(label_convention: str) -> float | None:
+def missed_mm_of(label_convention: Convention) -> float | None:
     """The distance in mm that a missed or a false region counts, as the challenge of a convention has it.
 
     ``None``, which is the diagonal of each volume, where the convention is of no BraTS challenge.

@@ -13,9 +13,10 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
@@ -107,13 +108,13 @@ def load_case(
                     f"{names[number]} in {label_convention} and {of_class} in {prediction_convention}."
                 )
         masks[name] = turned(classes, turn)[0].astype(np.uint8)
-    spacing_mm = turn(image).pixdim.tolist()
+    spacing_mm = cast(MetaTensor, turn(image)).pixdim.tolist()
     images = dict(zip(modalities, turned(image, turn)))
     return ShownCase(case.case_id, images, masks, names, spacing_mm)
 
 
-def turned(volumes: MetaTensor, turn: Orientation) -> np.ndarray:
-    return np.asarray(turn(volumes).as_tensor())
+def turned(volumes: torch.Tensor, turn: Orientation) -> np.ndarray:
+    return np.asarray(torch.as_tensor(turn(volumes)))
 
 
 def choose_slice(image: np.ndarray, masks: Mapping[str, np.ndarray]) -> int:
@@ -164,7 +165,8 @@ def crop_to_image(image: np.ndarray, margin: int = 2) -> tuple[slice, slice]:
     return rows, columns
 
 
-class Panel(NamedTuple):
+@dataclass
+class Panel:
     """One picture of the row: a slice of a volume (H, W, D), and the masks that are laid on it."""
 
     heading: str

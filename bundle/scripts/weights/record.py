@@ -95,11 +95,12 @@ def arguments_of(network: nn.Module) -> dict[str, Any] | None:
         "out_channels": network.head.out_channels,
         "img_size": [STRIDE * side for side in bottleneck.position_embedding.shape[2:]],
         "init_filters": network.feature_channels[0],
-        "blocks_per_stage": [len(stage) for stage in network.encoder],
+        "blocks_per_stage": [len(list(stage.children())) for stage in network.encoder],
         "hidden_size": bottleneck.patch_embedding.out_features,
         "num_layers": len(bottleneck.layers),
     }
-    for layer in bottleneck.layers:
+    layer: Any
+    for layer in bottleneck.layers:  # all alike; none without a Transformer
         arguments |= {"mlp_dim": layer.mlp[0].out_features, "num_heads": layer.attention.num_heads}
     return arguments
 
