@@ -15,6 +15,10 @@ from scripts.data.cases import MODALITIES
 from scripts.data.labels import LABEL_CONVENTIONS
 
 CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
+RECORDED = (
+    *("modalities", "spacing_mm", "intensities", "roi_size", "stretch"),
+    *("invert_logits", "largest_component_of", "contract"),
+)
 
 
 def load(name: str) -> dict:
@@ -94,18 +98,18 @@ def test_the_last_epoch_is_validated_whatever_their_number():
 
 def test_what_stands_twice_is_the_same():
     train, inference, evaluate = load("train.json"), load("inference.json"), load("evaluate.json")
-    for key in ("device", "amp", "network", "discretize", "refine"):
+    for key in ("device", "amp", "network", "normalize", "discretize", "refine"):
         assert train[key] == inference[key], key
     network = {key.split("#")[1]: value for key, value in evaluate.items() if key.startswith("network_def#")}
     assert train["network_def"] | network == inference["network_def"]
     # What the record of the weights decides, for both of those that use weights.
-    for key in ("modalities", "spacing_mm", "roi_size", "stretch", "invert_logits", "largest_component_of", "contract"):
+    for key in RECORDED:
         assert evaluate[key] == inference[key], key
     # Validation scores what inference saves. It reads a label too, and inference alone shows a bar over the windows.
     labelled = [
         transform
         for transform in train["validate"]["preprocessing"]["transforms"]
-        if transform["_target_"] != "scripts.data.ValuesToClassesd"
+        if transform == "@normalize" or transform["_target_"] != "scripts.data.ValuesToClassesd"
     ]
     ignored = ("_desc_", "keys", "dtype")
     assert without(labelled, *ignored) == without(inference["preprocessing"]["transforms"], *ignored)

@@ -116,10 +116,94 @@ def test_too_many_or_too_few_folds(folder, folds):
         make_datalist(folder, folds=folds)
 
 
-@pytest.mark.parametrize("fraction", [-0.1, 1.0, 7])
-def test_bad_fractions(folder, fraction):
-    with pytest.raises(InputError, match=rf"in \[0, 1\), got {fraction}"):
-        make_datalist(folder, testing_fraction=fraction)
+@pytest.mark.parametrize("fraction", [-0.1, 1.1, 7])
+@pytest.mark.parametrize("name", ["testing_fraction", "validation_fraction"])
+def test_bad_fractions(folder, name, fraction):
+    with pytest.raises(InputError, match=f"{name} should be from 0 to 1, got {fraction}"):
+        make_datalist(folder, **{name: fraction})
+
+
+@pytest.mark.parametrize(("validation", "testing"), [(0.5, 0.5), (0.7, 0.6), (1.0, 0.1)])
+def test_nobody_is_left_to_train_on(folder, validation, testing):
+    with pytest.raises(InputError, match="should leave patients to train on"):
+        make_datalist(folder, validation_fraction=validation, testing_fraction=testing)
+
+
+def test_a_data_set_that_is_only_tested_on(folder):
+    datalist = make_datalist(folder, testing_fraction=1)
+    assert [len(datalist[split]) for split in SPLITS] == [0, 0, 30]
+
+
+def test_cases_left_out(folder):
+    left_out = ["BraTS19_X_0_1", "BraTS19_X_3_2"]
+    (folder / "HGG" / left_out[0] / f"{left_out[0]}_t1.nii.gz").unlink()
+    datalist = make_datalist(folder, exclude=left_out)
+    found = {entry["case_id"] for split in SPLITS for entry in datalist[split]}
+    assert len(found) == 28
+    assert found.isdisjoint(left_out)
+    with pytest.raises(InputError, match=r"exclude should name cases of dataset_dir, .* has no nobody\."):
+        make_datalist(folder, exclude=["nobody"])
+
+
+class TestPatients:
+    def test_a_table_of_patients(self, tiny_cases, tmp_path):
+        table = tmp_path / "patients.csv"
+        table.write_text("case,age,patient\ncase_0,50,A\ncase_1,51,B\ncase_2,50,A\ncase_3,52,C\nnew,1,D\nother,1,E\n")
+        for seed in range(4):
+            datalist = make_datalist(tiny_cases, patients=table, seed=seed)
+            split_of = {entry["case_id"]: split for split in SPLITS for entry in datalist[split]}
+            assert split_of["case_0"] == split_of["case_2"]
+            patients = {entry["case_id"]: entry["patient"] for split in SPLITS for entry in datalist[split]}
+            assert patients == {"case_0": "A", "case_1": "B", "case_2": "A", "case_3": "C"}
+
+    @pytest.mark.parametrize(
+        ("text", "rule"),
+        [
+            (None, "cannot be read"),
+            ("id,patient\ncase_0,A\n", "should have the columns case and patient"),
+            ("case,patient\ncase_0,A\n", "Case case_1: its patient is missing"),
+            ("case,patient\ncase_0,A\ncase_0,B\n", "Case case_0: patients should name one patient"),
+            ("case,patient\ncase_0,\n", "Case case_0: patients should name one patient"),
+        ],
+    )
+    def test_a_bad_table(self, tiny_cases, tmp_path, text, rule):
+        table = tmp_path / "patients.csv"
+        if text:
+            table.write_text(text)
+        with pytest.raises(InputError, match=rule):
+            make_datalist(tiny_cases, patients=table)
+
+    @pytest.mark.parametrize(("patients", "number"), [(["A", "A"], 1), (["A", "B"], 0)])
+    def test_a_list_that_trains_and_tests_on_one_patient(self, tiny_cases, tmp_path, caplog, patients, number):
+        path = tmp_path / "list.json"
+        entries = [
+            {
+                "patient": patient,
+                "image": f"case_{index}/case_{index}_t1.nii.gz",
+                "label": f"case_{index}/case_{index}_seg.nii.gz",
+            }
+            for index, patient in enumerate(patients)
+        ]
+        path.write_text(json.dumps({"training": entries[:1], "testing": entries[1:]}))
+        [entry] = load_datalist(tiny_cases, "testing", ["t1"], path)
+        assert (entry["case_id"], entry["patient"]) == ("case_1", patients[1])
+        assert caplog.text.count("1 patient(s) are in both training and testing, such as A") == number
+
+    def test_names_that_no_rule_knows_are_warned_of(self, tmp_path, caplog):
+        for patient, visit in [(1, "a"), (1, "b"), (2, "a"), (2, "b"), (3, "a")]:
+            for suffix in ("t1", "seg"):
+                (tmp_path / f"P{patient:03}_{visit}_{suffix}.nii").touch()
+        make_datalist(tmp_path, ["t1"])
+        assert "Cases P001_a and P001_b look like one patient" in caplog.text
+
+
+def test_files_that_belong_to_no_case_are_counted(tiny_cases, caplog):
+    make_datalist(tiny_cases)
+    assert caplog.text == ""
+    other = tiny_cases / "new" / "new_label.nii.gz"
+    other.touch()
+    make_datalist(tiny_cases)
+    assert f"1 NIfTI file(s) of {tiny_cases} belong to no case by their names, such as {other}" in caplog.text
 
 
 def test_unlabelled_cases_are_for_inference(tiny_cases):
@@ -180,6 +264,12 @@ class TestCommand:
             assert done.stderr.count("\n") == code  # one sentence, no traceback
         assert json.loads((tmp_path / "list.json").read_text())["testing"] == []
 
+    def test_file_systems_without_links(self, tiny_cases, tmp_path, monkeypatch):
+        monkeypatch.delattr("os.link")
+        output = tmp_path / "list.json"
+        assert not main(["datalist", "--dataset_dir", str(tiny_cases), "--output", str(output)])
+        assert json.loads(output.read_text())["training"]
+
     def test_output_in_no_folder(self, tiny_cases, tmp_path):
         error = main(["datalist", "--dataset_dir", str(tiny_cases), "--output", str(tmp_path / "no" / "list.json")])
         assert error == f"Error: output should lie in a folder that exists, {tmp_path}/no does not."
@@ -208,6 +298,26 @@ class TestLoading:
             ("t1", str(case / "case_0_t1.nii.gz")),
         ]
         assert (entry["case_id"], entry["label"]) == ("case_0", str(case / "case_0_seg.nii.gz"))
+
+    def test_all_labelled_cases(self, tiny_cases, caplog):
+        caplog.set_level("INFO")
+        assert ids(load_datalist(tiny_cases, "all", MODALITIES))
+        assert "label" in load_datalist(tiny_cases, "all", MODALITIES)[0]
+        assert sorted(ids(load_datalist(tiny_cases, "all", MODALITIES))) == [f"case_{index}" for index in range(4)]
+        assert "all: 4 of the 4 labelled cases of the split of dataset_dir" in caplog.text
+        load_datalist(tiny_cases, "testing", MODALITIES)
+        assert [(record.levelname, record.message) for record in caplog.records][-1] == (
+            "WARNING",
+            f"testing: 1 of the 4 labelled cases of the split of dataset_dir {tiny_cases}; "
+            "--split all takes all of them.",
+        )
+
+    def test_a_case_is_in_a_split_once(self, tiny_cases, tmp_path):
+        path = tmp_path / "list.json"
+        entry = {"image": "case_0/case_0_t1.nii.gz", "label": "case_0/case_0_seg.nii.gz"}
+        path.write_text(json.dumps({"training": [entry, {"case_id": "case_0", **entry}]}))
+        with pytest.raises(InputError, match=r"Case case_0 should be in training once, .*list.json has it 2 times"):
+            load_datalist(tiny_cases, "training", ["t1"], path)
 
     def test_without_a_list_the_folder_is_split(self, tiny_cases):
         loaded = [load_datalist(tiny_cases, split, MODALITIES) for split in (*SPLITS, "inference")]
@@ -264,24 +374,26 @@ class TestLoading:
 
 
 class TestInference:
-    def test_every_case_of_a_folder_by_one_of_its_files(self, tiny_cases):
+    def test_every_case_of_a_folder_with_its_files(self, tiny_cases):
         cases = inference_cases(tiny_cases, MODALITIES, "eval")
         assert ids(cases) == ["case_0", "case_1", "case_2", "case_3", "new"]
         for case in cases:
             assert set(case) == {"case_id", "image"}
-            assert Path(case["image"]).parent == tiny_cases / case["case_id"]
-            assert "seg" not in case["image"]
+            folder = tiny_cases / case["case_id"]
+            assert case["image"] == {name: str(folder / f"{folder.name}_{name}.nii.gz") for name in MODALITIES}
 
     def test_a_label_is_no_image(self, tmp_path):
         for name in ("a_flair.nii", "a_seg.nii", "b_seg.nii"):
             (tmp_path / name).touch()
         assert inference_cases(tmp_path, ["flair"], "eval") == [
-            {"case_id": "a", "image": str(tmp_path / "a_flair.nii")}
+            {"case_id": "a", "image": {"flair": str(tmp_path / "a_flair.nii")}}
         ]
 
     def test_an_incomplete_case_does_not_hide_the_others(self, tiny_cases):
         (tiny_cases / "case_1" / "case_1_flair.nii.gz").unlink()
-        assert len(inference_cases(tiny_cases, MODALITIES, "eval")) == 5
+        cases = inference_cases(tiny_cases, MODALITIES, "eval")
+        assert len(cases) == 5
+        assert cases[1]["image"] == str(tiny_cases / "case_1" / "case_1_t1.nii.gz")
 
     def test_a_split_of_a_list_without_its_labels(self, tiny_cases, tmp_path):
         path = tmp_path / "list.json"
@@ -297,10 +409,18 @@ class TestInference:
         (tiny_cases / "new" / "new_t2.nii.gz").unlink()
         assert ids(inference_cases(tiny_cases, MODALITIES, "eval", path)) == ["new"]
 
-    def test_masks_are_not_written_over_labels(self, tiny_cases):
-        folder = tiny_cases / "case_2"
+    @pytest.mark.parametrize("folder", [".", "case_2", "masks", "case_2/masks", "../link"])
+    def test_masks_are_not_written_among_the_cases(self, tiny_cases, folder):
+        (tiny_cases.parent / "link").symlink_to(tiny_cases)
+        with pytest.raises(InputError, match="output_dir should lie outside of dataset_dir"):
+            inference_cases(tiny_cases, MODALITIES, tiny_cases / folder)
+
+    def test_masks_are_not_written_beside_scans_that_are_linked(self, tiny_cases, tmp_path):
+        linked = tmp_path / "linked"
+        linked.mkdir()
+        (linked / "case_2").symlink_to(tiny_cases / "case_2")
         with pytest.raises(InputError, match=r"output_dir should not be a folder of scans, .* holds case case_2"):
-            inference_cases(tiny_cases, MODALITIES, folder)
+            inference_cases(linked, MODALITIES, tiny_cases / "case_2" / "masks")
 
     def test_labels_alone_are_nothing_to_segment(self, tmp_path):
         (tmp_path / "a_seg.nii").touch()

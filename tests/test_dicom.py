@@ -74,6 +74,15 @@ def test_what_else_lies_in_a_folder(tmp_path):
     assert len(sorted_slices(tmp_path)) == len(voxels())
 
 
+@pytest.mark.parametrize("name", ["1.2.840.113619.2.5.{}", "MR.1.2.840.{}", "slice{}.bin", "IM{}"])
+def test_names_of_archives(tmp_path, name):
+    """Slices are told by their content; a "suffix" of digits is none."""
+    write_series(tmp_path, voxels())
+    for file in list(tmp_path.iterdir()):
+        file.rename(tmp_path / name.format(file.stem))
+    assert [file.name for file in sorted_slices(tmp_path)] == [name.format(index) for index in range(len(voxels()))]
+
+
 def replace_slice(folder: Path, name: str, **changes) -> None:
     """Puts a slice of another series in the place of one."""
     write_series(folder.parent / "other", voxels(), **changes)

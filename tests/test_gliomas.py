@@ -6,12 +6,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.transforms import Compose
 from scipy import ndimage
 
 pytest.importorskip("nilearn", reason="nilearn, which carries the template brain, is not installed")
 
+from scripts.data import SeededDataset
+from scripts.data.seeded import Sample
 from scripts.errors import InputError
-from scripts.sources.gliomas import MODALITIES, SyntheticGliomas, draw_glioma, main, write_cases
+from scripts.sources import DrawGliomad, synthetic_cases
+from scripts.sources.gliomas import MODALITIES, case_seed, draw_glioma, main, write_cases
 
 NCR, ED, ET = 1, 2, 3
 
@@ -71,8 +75,7 @@ def test_labels_show_in_the_contrasts_they_are_defined_by(cases):
     assert np.mean(brighter_flair) > 0.9
 
 
-def test_a_core_has_no_far_crumbs_of_its_own_class_alone(cases):
-    """Tumor comes in few pieces: the largest holds most of it."""
+def test_most_of_a_tumor_is_one_piece(cases):
     shares = []
     for _, classes in cases:
         pieces, count = ndimage.label(classes.numpy() > 0)
@@ -98,23 +101,24 @@ def test_refuses(seed, shape, value):
         draw_glioma(seed, shape)
 
 
-def test_data_set_draws_by_number_and_seed():
-    cases = SyntheticGliomas(num_cases=3, seed=7, shape=(32, 40, 32))
-    longer = SyntheticGliomas(num_cases=5, seed=7, transform=lambda case: case["image"], shape=(32, 40, 32))
-    assert len(cases) == 3
-    assert torch.equal(cases[2]["image"], longer[2])
-    assert cases[2]["label"].shape == (1, 32, 40, 32)
-    assert not torch.equal(cases[1]["image"], cases[2]["image"])
-    assert not torch.equal(cases[1]["image"], SyntheticGliomas(3, seed=8, shape=(32, 40, 32))[1]["image"])
-    assert len(list(cases)) == 3
+def test_each_sample_of_a_training_is_another_brain_by_its_seed():
+    dataset = SeededDataset(synthetic_cases(2), transform=Compose([DrawGliomad()]), cache_rate=1.0, progress=False)
+    first, again, other = dataset[Sample(0, 11)], dataset[Sample(0, 11)], dataset[Sample(0, 12)]
+    assert torch.equal(first["image"], again["image"])
+    assert torch.equal(first["label"], again["label"])
+    assert not torch.equal(first["image"], other["image"])
+    assert first["image"].shape == (4, 80, 96, 80)
+    assert first["label"].shape == (1, 80, 96, 80)
+    assert first["image"].pixdim.tolist() == [2, 2, 2]
+    assert first["image"].meta["case_id"] == "glioma_0000"
 
 
-def test_files_are_the_cases_of_the_data_set(tmp_path):
+def test_files_hold_what_is_drawn(tmp_path):
     shape = (32, 40, 32)
     folders = write_cases(tmp_path / "cases", num_cases=2, seed=5, shape=shape)
     assert [folder.name for folder in folders] == ["glioma_000", "glioma_001"]
-    case = SyntheticGliomas(2, seed=5, shape=shape)[1]
-    for name, channel in zip(MODALITIES, case["image"], strict=True):
+    drawn, classes = draw_glioma(case_seed(5, 1), shape)
+    for name, channel in zip(MODALITIES, drawn, strict=True):
         file = nib.load(folders[1] / f"glioma_001_{name}.nii.gz")
         assert nib.aff2axcodes(file.affine) == ("R", "A", "S")
         assert file.header.get_zooms() == (2.0, 2.0, 2.0)
@@ -123,7 +127,6 @@ def test_files_are_the_cases_of_the_data_set(tmp_path):
         assert np.array_equal(volume > 0, channel.numpy() > 0)
         assert np.abs(volume / 1000 - channel.numpy()).max() <= 1e-3 + 1e-6
     seg = np.asarray(nib.load(folders[1] / "glioma_001_seg.nii.gz").dataobj)
-    classes = case["label"][0].numpy()
     assert np.array_equal(seg, np.where(classes == ET, 4, classes))
     assert sorted(path.name for path in (tmp_path / "cases").iterdir()) == ["glioma_000", "glioma_001"]
 
@@ -133,4 +136,5 @@ def test_overwrites_nothing_and_says_which(tmp_path):
     with pytest.raises(InputError, match="glioma_001 exists already"):
         write_cases(tmp_path, num_cases=2)
     assert [path.name for path in tmp_path.iterdir()] == ["glioma_001"]
-    assert "num_cases should be 1 or more, got 0" in str(main(["--output_dir", str(tmp_path), "--num_cases", "0"]))
+    with pytest.raises(InputError, match="num_cases should be 1 or more, got 0"):
+        main(["--output_dir", str(tmp_path), "--num_cases", "0"])

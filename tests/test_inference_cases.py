@@ -14,7 +14,7 @@ from torch import nn
 
 from scripts.errors import InputError
 from scripts.files import whole_file
-from scripts.inference import AdaptiveInferer, CaseDataset, CaseEvaluator
+from scripts.inference import CaseDataset, CaseEvaluator
 
 
 def read_case(value: float) -> torch.Tensor:
@@ -119,9 +119,8 @@ def test_processes_share_the_cases_where_that_is_asked_for(shared, tmp_path, mon
         monkeypatch.setenv("RANK", str(rank))
         (tmp_path / "0_seg.nii.gz").touch()  # what one process has done meanwhile does not move the others' shares
         cases = [{"case_id": str(number), "image": str(number)} for number in range(8)]
-        shares.append(
-            [item["case_id"] for item in CaseDataset(cases, nn.Identity(), str(tmp_path), shared=shared).share]
-        )
+        dataset = CaseDataset(cases, nn.Identity(), str(tmp_path), shared=shared)
+        shares.append([item["case_id"] for item in dataset.share])
     everything = [str(number) for number in range(8)]
     assert shares == ([["0", "3", "6"], ["1", "4", "7"], ["2", "5"]] if shared else [everything] * 3)
 
@@ -191,12 +190,3 @@ def test_sigterm_ends_in_order(tmp_path):
     assert raised.value.code == 143
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_a_case_without_finite_logits_is_reported_and_the_others_are_done(tmp_path):
-    done: list[float] = []
-    runner = evaluator([1.0, float("nan"), 3.0], done, tmp_path)
-    runner.inferer = AdaptiveInferer(roi_size=(8, 8, 8), stretch=1, overlap=0)
-    with pytest.raises(InputError, match=r"1 of 3 cases failed\.\nCase nan: The logits are not finite"):
-        runner.run()
-    assert done == [1, 3]

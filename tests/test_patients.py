@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scripts.data.patients import patient_of, patients_of, year_of
+from scripts.data.patients import looks_repeated, patient_of, patients_of, year_of
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,19 @@ from scripts.data.patients import patient_of, patients_of, year_of
         ("BraTS-GLI-00000-000", "BraTS-GLI-00000-001", True),
         ("BraTS-GLI-00000-000", "BraTS-GLI-00001-000", False),
         ("phantom_001", "phantom_002", False),
+        ("sub-01_ses-01", "sub-01_ses-02", True),
+        ("sub-01_ses-01", "sub-02_ses-01", False),
+        ("sub-01", "sub-01_ses-02_run-1", True),
+        ("UPENN-GBM-00001_11", "UPENN-GBM-00001_21", True),
+        ("UPENN-GBM-00001_11", "UPENN-GBM-00002_11", False),
+        ("UCSF-PDGM-0409", "UCSF-PDGM-0409_FU003d", True),
+        ("UCSF-PDGM-0004", "UCSF-PDGM-0005", False),
+        ("TCGA-02-0006_1996.08.23", "TCGA-02-0006_1997.01.02", True),
+        ("TCGA-02-0006", "TCGA-02-0009", False),
+        ("PatientID_0003_Timepoint_1", "PatientID_0003_Timepoint_2", True),
+        ("Patient-001_week-000-1", "Patient-001_week-010", True),
+        ("kim_visit1", "kim_visit2", True),
+        ("kim_visit1", "lee_visit1", False),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -54,3 +67,18 @@ def test_the_table_of_brats_2020(tmp_path):
 )
 def test_year(case_id, year):
     assert year_of(case_id) == year
+
+
+@pytest.mark.parametrize(
+    ("case_ids", "pair"),
+    [
+        (["p01_a", "p01_b", "p02_a", "p02_b", "p03_a"], ("p01_a", "p01_b")),
+        (["7a", "7b", "8a", "8b"], ("7a", "7b")),
+        (["phantom_001", "phantom_002", "phantom_003"], None),
+        (["HGG_001", "HGG_002", "LGG_001", "LGG_002"], None),
+        (["BraTS2021_00000", "BraTS2021_00001"], None),
+        (["sub-01_ses-01", "sub-01_ses-02", "sub-02_ses-01", "sub-02_ses-02"], None),  # a rule knows them
+    ],
+)
+def test_names_that_look_like_examinations(case_ids, pair):
+    assert looks_repeated(case_ids) == pair

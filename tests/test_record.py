@@ -19,8 +19,9 @@ CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
 NETWORK = {"init_filters": 8, "blocks_per_stage": [1, 1, 2, 1], "hidden_size": 24, "mlp_dim": 20, "num_layers": 1}
 LIVER = {
     "modalities": ["t1in", "t2spir"],
-    "label_convention": "chaos_liver",
+    "label_convention": {"labels": {"background": [0, 2, 3, 4], "liver": 1}},
     "spacing_mm": [2.5, 2.5, -1],
+    "intensities": {},
     "roi_size": [16, 24, 16],
     "stretch": 1.0,
     "invert_logits": True,
@@ -90,10 +91,11 @@ def test_weights_without_a_record_have_the_defaults(tmp_path, workflow):
         ("modalities", ["t2spir", "t1in"], "['t1in', 't2spir']"),
         ("spacing_mm", [1, 1, 1], "[2.5, 2.5, -1]"),
         ("roi_size", [16, 16, 16], "[16, 24, 16]"),
-        ("label_convention", "brats2018", "chaos_liver"),
+        ("label_convention", "brats2018", "'liver': 1"),
+        ("intensities", {"t1in": {"low": 0, "high": 1, "mean": 0, "std": 1}}, "{}"),
         ("network_def#num_heads", 8, "3"),
     ],
-    ids=["modalities", "spacing", "crop", "convention", "heads"],
+    ids=["modalities", "spacing", "crop", "convention", "intensities", "heads"],
 )
 def test_what_differs_from_the_record_is_refused(tmp_path, workflow, knob, given, recorded):
     """The network is what MONAI Label and MONAI Deploy ask for: there they meet the check, too."""
@@ -116,6 +118,7 @@ def test_what_is_the_same_may_be_given(tmp_path):
         ("decathlon", None, "brats2023"),
         ("decathlon", "brats2018", "brats2018"),
         ("brats2024_gli", None, "brats2024_gli"),
+        (LIVER["label_convention"], None, LIVER["label_convention"]),
     ],
 )
 def test_masks_are_written_in_any_convention_of_the_same_regions(tmp_path, trained, given, written):

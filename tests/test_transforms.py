@@ -19,7 +19,7 @@ from scripts.data.loading import LoadImageCased
 from scripts.data.transforms import (
     ClassesToValuesd,
     LargestLogitd,
-    NormalizeNonzerod,
+    NormalizeChannelsd,
     SpacingOfKeysd,
     ValuesToClassesd,
     is_nonzero,
@@ -323,11 +323,45 @@ def test_normalizing_is_that_of_monai() -> None:
     image[2] = 5.0
     image[3] = 0.0
     expected = NormalizeIntensity(nonzero=True, channel_wise=True)(image.clone())
-    normalized = NormalizeNonzerod("image")({"image": MetaTensor(image.clone(), affine=2 * torch.eye(4))})["image"]
+    item = {"image": MetaTensor(image.clone(), affine=2 * torch.eye(4))}
+    normalized = NormalizeChannelsd("image", MODALITIES, {})(item)["image"]
     assert normalized.shape == image.shape
     assert normalized.affine[0, 0] == 2
     assert torch.allclose(normalized.as_tensor(), torch.as_tensor(expected), atol=1e-5)
     assert expected[0].std() > 0.5
+
+
+def test_a_ct_is_clipped_and_normalized_by_the_numbers_of_the_data_set():
+    image = torch.tensor([[-1000.0, 0.0, 60.0, 3000.0], [0.0, 1.0, 3.0, 0.0]]).reshape(2, 4, 1, 1)
+    ct = {"ct": {"low": -40, "high": 160.0, "mean": 60.0, "std": 50.0}}
+    done = NormalizeChannelsd("image", ["ct", "pet"], ct)({"image": MetaTensor(image)})["image"]
+    assert done[0].flatten().tolist() == [-2.0, -1.2000000476837158, 0.0, 2.0]
+    assert done[1].flatten().tolist() == [0.0, -1.0, 1.0, 0.0]  # mean 2, deviation 1 over what is not zero
+
+
+@pytest.mark.parametrize(
+    ("intensities", "sentence"),
+    [
+        ({"pet": {}}, "intensities should name channels of ct, it names pet."),
+        ({"ct": {"low": 0, "high": 1, "mean": 0.5}}, "intensities should have low, high, mean, std of ct, low below"),
+        ({"ct": {"low": 0, "high": 0, "mean": 0, "std": 1}}, "low below high and std above 0, it has {'low': 0,"),
+    ],
+)
+def test_intensities_that_say_nothing(intensities, sentence):
+    with pytest.raises(InputError) as raised:
+        NormalizeChannelsd("image", ["ct"], intensities)
+    assert sentence in str(raised.value)
+
+
+def test_hounsfield_units_stay_where_the_air_is_no_zero(tmp_path):
+    """Of two scans one has air in its corners: both keep their units."""
+    for name, corner in (("a", -1024), ("b", 37)):
+        volume = np.full((8, 8, 8), -1024, np.int16)
+        volume[2:6, 2:6, 2:6], volume[0, 0, 0] = 60, corner
+        nib.save(nib.Nifti1Image(volume, np.eye(4)), tmp_path / f"{name}_ct.nii.gz")
+        image = LoadImageCased("image", ["ct"])({"image": str(tmp_path / f"{name}_ct.nii.gz")})["image"]
+        assert image[0, 3, 3, 3] == 60
+        assert image[0, 7, 7, 7] == -1024
 
 
 def test_the_largest_logit_and_the_first_of_equals():

@@ -161,7 +161,7 @@ def written(value: Any) -> str:
         if value["_target_"].endswith(".convention_to_write"):
             return f"{default}, or {record} where it has other regions"
         return f"{record}, else {default}"
-    if isinstance(value, dict):  # made by a function
+    if isinstance(value, dict) and "_target_" in value:  # made by a function
         return f"by `{value['_target_'].rpartition('.')[2]}`"
     text = value if isinstance(value, str) else json.dumps(value).replace('"', "'")
     if text.startswith("$@") and " + '" in text:

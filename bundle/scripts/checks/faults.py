@@ -14,7 +14,7 @@ import numpy as np
 
 from ..data.cases import LABEL, WHOLE, Case
 from ..data.labels import Convention, values_to_classes
-from ..data.loading import AFFINE_TOLERANCE, air
+from ..data.loading import air, corner_distance, is_invertible, read_checked
 
 __all__ = ["CaseCheck", "Fault", "check_case"]
 
@@ -125,20 +125,27 @@ def reason(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[-1].rstrip(".")
 
 
+def file_of(image: nib.Nifti1Image) -> str:
+    return str(image.get_filename())
+
+
 def check_space(check: CaseCheck, images: Mapping[str, nib.Nifti1Image]) -> None:
     """One shape and one affine within the case; axes along the patient's; voxels of about 1 mm."""
     if not images:
         return
-    (first, reference), *others = images.items()
+    reference, *others = images.values()
     check.num_voxels = int(np.prod(reference.shape[:3]))
-    for name, image in others:
+    for image in others:
         if image.shape[:3] != reference.shape[:3]:
-            shapes = f"{name} {list(image.shape[:3])}, {first} {list(reference.shape[:3])}"
+            shapes = f"{file_of(image)} {list(image.shape[:3])}, {file_of(reference)} {list(reference.shape[:3])}"
             check.found["shapes differ"].append(shapes)
-        elif not (difference := np.abs(image.affine - reference.affine).max()) <= AFFINE_TOLERANCE:
-            check.found["affines differ"].append(f"{name} from {first} by {difference:.3g} mm")
+            continue
+        distance_mm, allowed_mm = corner_distance(image.affine, reference.affine, reference.shape)
+        if not distance_mm <= allowed_mm:
+            apart = f"corners of {file_of(image)} and {file_of(reference)} are {distance_mm:.3g} mm apart"
+            check.found["affines differ"].append(apart)
     affine = reference.affine
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
+    if not is_invertible(affine):
         check.found["no affine"].append("the affine is singular")
         return
     check.orientation = "".join(nib.aff2axcodes(affine))
@@ -158,7 +165,7 @@ def check_voxels(
 ) -> None:
     """Values of a label by the convention; a scan finite, not empty, with air around the brain."""
     try:
-        array = np.asanyarray(image.dataobj)
+        array = np.asanyarray(read_checked(file_of(image)).dataobj)  # with its check sum, as training reads it
     except Exception as error:
         check.found["unreadable"].append(f"{image.get_filename()}: {reason(error)}")
         return

@@ -166,6 +166,7 @@ def check_before_run(
     modalities: Sequence[str],
     channel_order: Sequence[str] | None = None,
     stop: bool = True,
+    splits: Sequence[str] = (),
 ) -> None:
     """The header part, on the entries of datalists, before a run; faults are logged.
 
@@ -174,20 +175,22 @@ def check_before_run(
         modalities: those that each case has to have.
         channel_order: names of the channels of 4D files.
         stop: whether a case that cannot be used ends the run; inference goes on with the others.
+        splits: names of the splits that the entries are of: no other is looked at.
 
     Raises:
         InputError: when ``stop`` is set and a case cannot be used: one line each.
     """
     unique = {str(entry["image"]): entry for entry in entries}
     result = preflight([case_of_entry(entry) for entry in unique.values()], modalities, channel_order)
+    of = f" of {' and '.join(splits)} (no other split is looked at)" if splits else ""
     stopping = [fault for fault in result.faults if fault.stops]
     if stop and stopping:
         lines = [f"Case {fault.case}: {fault.fault}: {fault.detail}." for fault in stopping]
         raise InputError("\n".join([f"{len(lines)} fault(s) in {result.num_cases} cases.", *lines]))
     if result.faults:
-        logger.warning(f"Preflight:\n{result}")
+        logger.warning(f"Preflight{of}:\n{result}")
     else:
-        logger.info(f"Preflight: {result.num_cases} cases, no fault in the headers.")
+        logger.info(f"Preflight{of}: {result.num_cases} cases, no fault in the headers.")
 
 
 def case_of_entry(entry: Mapping[str, Any]) -> Case:

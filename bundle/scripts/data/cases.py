@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,8 @@ from typing import Any, NamedTuple
 from ..errors import InputError
 
 __all__ = ["Case", "case_id_of", "case_of", "cases_of_batch", "find_cases", "first_file", "list_cases", "mask_of"]
+
+logger = logging.getLogger(__name__)
 
 NIFTI_EXTENSIONS = (".nii.gz", ".nii")
 
@@ -129,6 +132,8 @@ def channel_names(root: Path) -> tuple[str, ...]:
         content = json.loads(path.read_text())
         named = content.get("channel_names") or content.get("modality") or {}  # nnU-Net's word and the Decathlon's
         names = [str(named[key]).lower() for key in sorted(named, key=int)]
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f'{path} should name the channels as {{"0": "FLAIR", ..}}, it does not: {error}.') from error
     channels = tuple(MODALITY_OF_CHANNEL.get(name, name) for name in names)
@@ -155,25 +160,43 @@ def group(paths: Sequence[Path]) -> list[Case]:
     return sorted(cases.values(), key=lambda case: (case.case_id, case.folder))
 
 
-def list_cases(dataset_dir: str | Path) -> list[Case]:
+def list_cases(dataset_dir: str | Path, knob: str = "dataset_dir") -> list[Case]:
     """All cases of a folder and its subfolders, sorted by case ID; an ID may be there more than once.
 
+    NIfTI files that belong to no case are counted in a warning: a label with another name would be missed else.
+
+    Args:
+        dataset_dir: the folder.
+        knob: what the user calls it.
+
     Raises:
-        InputError: when the folder does not exist or holds no case.
+        InputError: when the folder does not exist, cannot be read or holds no case.
     """
     root = Path(dataset_dir)
     if not root.is_dir():
-        raise InputError(f"dataset_dir should be a folder of cases, {root} is not there.")
-    cases = group(list(files_below(root)))
+        raise InputError(f"{knob} should be a folder of cases, {root} is not there.")
+    paths = list(files_below(root))
+    cases = group(paths)
     if not cases:
-        raise InputError(f"dataset_dir should hold NIfTI files such as <case>_flair.nii.gz, {root} holds none.")
+        raise InputError(f"{knob} should hold NIfTI files such as <case>_flair.nii.gz, {root} holds none.")
+    used = {path for case in cases for files in case.files.values() for path in files}
+    others = sorted(path for path in paths if path.name.lower().endswith(NIFTI_EXTENSIONS) and path not in used)
+    if others:
+        logger.warning(
+            f"{len(others)} NIfTI file(s) of {root} belong to no case by their names, such as {others[0]}: "
+            f"a label is called <case>_{LABEL}.nii.gz."
+        )
     return cases
 
 
 def files_below(root: Path) -> Iterator[Path]:
     """All files of a folder and its subfolders but hidden ones; links to folders are followed, each folder once."""
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename} cannot be read: {error.strerror}.") from error
+
     seen = set()
-    for folder, subfolders, names in os.walk(root, followlinks=True):
+    for folder, subfolders, names in os.walk(root, onerror=refuse, followlinks=True):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         if (real := os.path.realpath(folder)) in seen:
             subfolders.clear()
@@ -184,13 +207,13 @@ def files_below(root: Path) -> Iterator[Path]:
         )
 
 
-def find_cases(dataset_dir: str | Path) -> list[Case]:
+def find_cases(dataset_dir: str | Path, knob: str = "dataset_dir") -> list[Case]:
     """All cases of a folder and its subfolders, sorted by case ID.
 
     Raises:
         InputError: when the folder does not exist or holds no case, or two folders hold the same case ID.
     """
-    cases = list_cases(dataset_dir)
+    cases = list_cases(dataset_dir, knob)
     for case, other in pairwise(cases):
         if case.case_id == other.case_id:
             raise InputError(
@@ -216,7 +239,8 @@ def case_of(path: str | Path) -> Case:
         return Case(path.stem, path.parent, {WHOLE: [path]})
     if name.modality == WHOLE:
         channels = channel_names(name.folder) if path.parent != name.folder else ()
-        return Case(name.case_id, name.folder, {WHOLE: [path]}, channels)
+        twins = (path.with_name(name.case_id + extension) for extension in NIFTI_EXTENSIONS)
+        return Case(name.case_id, name.folder, {WHOLE: sorted({path, *filter(Path.is_file, twins)})}, channels)
     folders = {path.parent, *(name.folder / folder for folder in (*IMAGE_FOLDERS, *LABEL_FOLDERS))}
     pattern = (
         "*" if path.parent == name.folder else f"{escape(name.case_id)}*"
@@ -233,7 +257,11 @@ def first_file(entry: Mapping[str, Any]) -> str:
 
 def case_id_of(entry: Mapping[str, Any]) -> str:
     """The case of a datalist's entry: as the entry names it, else as its files do."""
-    return str(entry["case_id"]) if entry.get("case_id") else case_of(first_file(entry)).case_id
+    if entry.get("case_id"):
+        return str(entry["case_id"])
+    path = Path(first_file(entry))
+    name = None if path.is_dir() else split_file_name(path)
+    return name.case_id if name else case_of(path).case_id
 
 
 def mask_of(output_dir: str | Path, case_id: str) -> Path:

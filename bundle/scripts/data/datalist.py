@@ -8,17 +8,25 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..arguments import listed
 from ..errors import InputError, flag
-from .cases import LABEL, MODALITIES, WHOLE, Case, find_cases
-from .patients import patients_of
+from ..files import whole_file
+from .cases import LABEL, MODALITIES, WHOLE, Case, case_id_of, find_cases, list_cases
+from .patients import looks_repeated, patient_of, patients_of, read_patients
 
 __all__ = ["inference_cases", "load_datalist", "make_datalist"]
+
+logger = logging.getLogger(__name__)
+
+LABELLED = ("training", "validation", "testing")
+ALL = "all"  # in place of a split: every labelled case
 
 
 def shuffled_patients(patients: Iterable[str], seed: int) -> list[str]:
@@ -33,6 +41,8 @@ def make_datalist(
     validation_fraction: float = 0.1,
     testing_fraction: float = 0.1,
     folds: int | None = None,
+    exclude: Sequence[str] = (),
+    patients: str | Path | None = None,
 ) -> dict[str, Any]:
     """A Decathlon-style datalist of a folder, split by patient.
 
@@ -41,66 +51,97 @@ def make_datalist(
         modalities: names of the modalities that each case has to have.
         seed: of the split.
         validation_fraction: share of the patients for validation; at least one of two patients.
-        testing_fraction: share of the patients for testing; at least one of three patients.
+        testing_fraction: share of the patients for testing; at least one of three patients. 1 is for a data set that
+            is only tested on.
         folds: instead of a validation set, the number of folds; each training case then has its ``fold``.
+
+        exclude: IDs of cases to leave out.
+        patients: a table of cases and their patients, as :func:`scripts.data.patients.read_patients` takes it, in place
+            of what their names say.
 
     Returns:
         ``training``, ``validation`` (without folds), ``testing`` and ``inference`` (cases without a label), lists of
-        ``{"case_id", "image": {modality: path}, "label"}``, beside the settings that made them.
+        ``{"case_id", "patient", "image": {modality: path}, "label"}``, beside the settings that made them.
 
     Raises:
-        InputError: when a file is missing or doubled (all such cases are named), or the patients do not suffice.
+        InputError: when a file is missing, or a file or a case doubled (all such cases are named), a case to leave out
+            is not there, a table lacks a case, or the patients do not suffice.
     """
     root = Path(dataset_dir)
-    cases = find_cases(root)
-    entries, faults = {}, []
+    cases = list_cases(root)
+    if unknown := sorted(set(exclude) - {case.case_id for case in cases}):
+        raise InputError(f"exclude should name cases of dataset_dir, {root} has no {', '.join(unknown)}.")
+    cases = [case for case in cases if case.case_id not in exclude]
+    table = None if patients is None else read_patients(patients)
+    patient_by_case = patients_of((case.case_id for case in cases), root) if table is None else table
+    entries: dict[str, dict[str, Any]] = {}
+    folder_of: dict[str, Path] = {}
+    faults = []
     for case in cases:
         try:
-            entries[case.case_id] = _entry(case, root, modalities)
+            if folder_of.setdefault(case.case_id, case.folder) != case.folder:
+                raise InputError(
+                    f"Case {case.case_id} is doubled, one folder is allowed: "
+                    f"{folder_of[case.case_id]} and {case.folder}."
+                )
+            if case.case_id not in patient_by_case:
+                raise InputError(f"Case {case.case_id}: its patient is missing in {patients}.")
+            entries[case.case_id] = _entry(case, root, modalities, patient_by_case[case.case_id])
         except InputError as error:
             faults.append(str(error))
     if faults:
         raise InputError(" ".join(faults))
 
     labelled = [case for case in cases if LABEL in case.files]
-    patient_of = patients_of((case.case_id for case in labelled), root)
-    patients = shuffled_patients(patient_of.values(), seed)
-    num_testing = _share(testing_fraction, len(patients), at_least_from=3)
-    testing, rest = patients[:num_testing], patients[num_testing:]
+    if table is None and (pair := looks_repeated([case.case_id for case in labelled])):
+        logger.warning(
+            f"Cases {pair[0]} and {pair[1]} look like one patient, and many others do, but no rule knows these names: "
+            "each case counts as a patient. If that is wrong, the same patients are trained and tested on: say who is "
+            "who by python -m scripts datalist --patients."
+        )
+    in_order = shuffled_patients((patient_by_case[case.case_id] for case in labelled), seed)
+    num_testing = _share("testing_fraction", testing_fraction, len(in_order), at_least_from=3)
+    num_validation = _share("validation_fraction", validation_fraction, len(in_order), at_least_from=2)
+    if folds is None and testing_fraction < 1 and validation_fraction + testing_fraction >= 1:
+        raise InputError(
+            "validation_fraction and testing_fraction should leave patients to train on, their sum is "
+            f"{validation_fraction + testing_fraction:g}."
+        )
+    testing, rest = set(in_order[:num_testing]), in_order[num_testing:]
 
-    def of(chosen: Sequence[str]) -> list[dict[str, Any]]:
-        return [entries[case.case_id] for case in labelled if patient_of[case.case_id] in chosen]
+    def of(chosen: Iterable[str]) -> list[dict[str, Any]]:
+        of_these = set(chosen)
+        return [entries[case.case_id] for case in labelled if patient_by_case[case.case_id] in of_these]
 
     datalist: dict[str, Any] = {"name": root.resolve().name, "modalities": list(modalities), "seed": seed}
     if folds is None:
-        num_validation = _share(validation_fraction, len(patients), at_least_from=2)
         datalist |= {"training": of(rest[num_validation:]), "validation": of(rest[:num_validation])}
     else:
         if not 2 <= folds <= len(rest):
             raise InputError(f"folds should be from 2 to the number of patients to train on, {len(rest)}, got {folds}.")
         fold_of = {patient: index % folds for index, patient in enumerate(rest)}
-        training = [entry | {"fold": fold_of[patient_of[entry["case_id"]]]} for entry in of(rest)]
+        training = [entry | {"fold": fold_of[entry["patient"]]} for entry in of(rest)]
         datalist |= {"folds": folds, "training": training}
     datalist["testing"] = of(testing)
     datalist["inference"] = [entries[case.case_id] for case in cases if LABEL not in case.files]
     return datalist
 
 
-def _share(fraction: float, num_patients: int, at_least_from: int) -> int:
-    if not 0 <= fraction < 1:
-        raise InputError(f"A fraction of the patients should be in [0, 1), got {fraction}.")
+def _share(name: str, fraction: float, num_patients: int, at_least_from: int) -> int:
+    if not 0 <= fraction <= 1:
+        raise InputError(f"{name} should be from 0 to 1, got {fraction}.")
     at_least = 1 if fraction > 0 and num_patients >= at_least_from else 0
     return max(at_least, round(fraction * num_patients))
 
 
-def _entry(case: Case, root: Path, modalities: Sequence[str]) -> dict[str, Any]:
+def _entry(case: Case, root: Path, modalities: Sequence[str], patient: str) -> dict[str, Any]:
     image = case.image(modalities)
     relative: str | dict[str, str]
     if isinstance(image, dict):
         relative = {name: path.relative_to(root).as_posix() for name, path in image.items()}
     else:
         relative = image.relative_to(root).as_posix()
-    entry: dict[str, Any] = {"case_id": case.case_id, "image": relative}
+    entry: dict[str, Any] = {"case_id": case.case_id, "patient": patient, "image": relative}
     if LABEL in case.files:
         entry["label"] = case.file(LABEL).relative_to(root).as_posix()
     return entry
@@ -118,7 +159,7 @@ def load_datalist(
 
     Args:
         dataset_dir: folder that the paths of the list are relative to.
-        split: ``training``, ``validation``, ``testing`` or ``inference``.
+        split: ``training``, ``validation``, ``testing`` or ``inference``; ``all`` for every labelled case.
         modalities: names of the modalities to read, in the order of the network's channels.
         data_list_file_path: a list that ``python -m scripts datalist`` wrote; ``None`` splits the folder anew, the
             same way each time.
@@ -157,15 +198,52 @@ def _entries(
         name, datalist = "the split of dataset_dir", make_datalist(root, modalities)
     else:
         name, datalist = str(data_list_file_path), _read(Path(data_list_file_path))
-    entries = datalist.get(split, [])
+    labelled = {case: datalist.get(case, []) for case in LABELLED}
+    entries = [entry for of in labelled.values() for entry in of] if split == ALL else datalist.get(split, [])
     if "folds" in datalist and split in ("training", "validation"):
         if fold not in range(datalist["folds"]):
             raise InputError(f"fold should be from 0 to {datalist['folds'] - 1}, as {name} has folds, got {fold}.")
         entries = [entry for entry in datalist["training"] if (entry["fold"] == fold) == (split == "validation")]
     if not entries:
         raise InputError(f"The datalist should have at least one case for {split}, {name} has none.")
+    if split in (ALL, *LABELLED):
+        num_labelled = sum(map(len, labelled.values()))
+        message = f"{split}: {len(entries)} of the {num_labelled} labelled cases of {name}"
+        if split == "testing" and data_list_file_path is None and len(entries) < num_labelled:
+            logger.warning(f"{message} {root}; --split all takes all of them.")
+        else:
+            logger.info(f"{message}.")
     may_leave = flag("may_leave_dataset_dir", may_leave)
-    return [_absolute(entry, root, modalities, split != "inference", may_leave) for entry in entries]
+    absolute = [_absolute(entry, root, modalities, split != "inference", may_leave) for entry in entries]
+    check_cases_once(name, split, [entry["case_id"] for entry in absolute])
+    if data_list_file_path is not None:
+        warn_of_shared_patients(name, labelled)
+    return absolute
+
+
+def check_cases_once(name: str, split: str, case_ids: Sequence[str]) -> None:
+    doubled = [case_id for case_id, count in Counter(case_ids).items() if count > 1]
+    if doubled:
+        raise InputError(
+            f"Case {doubled[0]} should be in {split} once, {name} has it {case_ids.count(doubled[0])} times."
+        )
+
+
+def warn_of_shared_patients(name: str, labelled: dict[str, list[dict[str, Any]]]) -> None:
+    """Says which patients of a list are both trained and tested on, as it may be written by hand."""
+    patients = {
+        split: {_patient(entry) for entry in entries if "image" in entry} for split, entries in labelled.items()
+    }
+    for split in LABELLED[1:]:
+        if shared := sorted(patients["training"] & patients[split]):
+            logger.warning(
+                f"{name}: {len(shared)} patient(s) are in both training and {split}, such as {shared[0]}: "
+                f"what is measured on {split} is too good."
+            )
+
+
+def _patient(entry: dict[str, Any]) -> str:
+    return str(entry.get("patient") or patient_of(case_id_of(entry)))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -173,6 +251,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"data_list_file_path should be a datalist, {path} is not there.")
     try:
         datalist = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"data_list_file_path {path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise InputError(f"data_list_file_path should be JSON, {path} is not: {error}.") from error
     if not isinstance(datalist, dict):
@@ -185,7 +265,11 @@ def _read(path: Path) -> dict[str, Any]:
 def _absolute(
     entry: dict[str, Any], root: Path, modalities: Sequence[str], labelled: bool, may_leave: bool
 ) -> dict[str, Any]:
-    case_id, image = entry.get("case_id", entry.get("image")), entry.get("image")
+    image = entry.get("image")
+    if not isinstance(image, str | dict) or not image:
+        raise InputError(f"Case {entry.get('case_id')}: image is missing in the datalist.")
+    named = image if isinstance(image, str) else next(iter(image.values()))
+    case_id = case_id_of({"case_id": entry.get("case_id"), "image": root / str(named)})
 
     def absolute(name: str, relative: str | None) -> str:
         if relative is None:
@@ -199,7 +283,7 @@ def _absolute(
             )
         return str(path)
 
-    result: dict[str, Any] = {"case_id": case_id}
+    result: dict[str, Any] = {"case_id": case_id, "patient": str(entry.get("patient") or patient_of(case_id))}
     if isinstance(image, dict):
         result["image"] = {name: absolute(name, image.get(name)) for name in modalities}
     else:
@@ -220,29 +304,39 @@ def inference_cases(
     """The cases to segment: those of a datalist's split, or without a list every case of the folder.
 
     A case that lacks a file is reported by the loader, so that it does not keep the others from being segmented:
-    without a list, each case is given by one of its files, and the loader finds the siblings.
+    without a list, such a case is given by one of its files, and the loader looks for the siblings.
 
     Raises:
-        InputError: when there is no such list or folder, or no case in it; when
-            ``output_dir`` holds scans: masks are named as labels are, and would replace them.
+        InputError: when there is no such list or folder, or no case in it; when ``output_dir`` lies where cases are
+            looked for: masks are named as labels are, would replace them or be taken for them.
     """
     if data_list_file_path is not None:
         entries = _entries(Path(dataset_dir), split, modalities, data_list_file_path, may_leave_dataset_dir)
         entries = [{"case_id": entry["case_id"], "image": entry["image"]} for entry in entries]
     else:
-        first_file = {
-            case.case_id: paths[0]
-            for case in find_cases(dataset_dir)
-            for name, paths in case.files.items()
-            if name != LABEL
-        }
-        entries = [{"case_id": case_id, "image": str(path)} for case_id, path in first_file.items()]
+        cases = [case for case in find_cases(dataset_dir) if set(case.files) - {LABEL}]
+        entries = [{"case_id": case.case_id, "image": _files_to_load(case, modalities)} for case in cases]
     if not entries:
         raise InputError(f"dataset_dir should hold scans, {dataset_dir} holds labels only.")
+    output = Path(output_dir).resolve()
+    if output.is_relative_to(Path(dataset_dir).resolve()):
+        raise InputError(
+            f"output_dir should lie outside of dataset_dir, where masks would be taken for labels: {output_dir} lies "
+            f"in {dataset_dir}."
+        )
     for entry in entries:
-        if any(Path(file).resolve().parent == Path(output_dir).resolve() for file in _image_files(entry).values()):
+        if any(output.is_relative_to(Path(file).resolve().parent) for file in _image_files(entry).values()):
             raise InputError(f"output_dir should not be a folder of scans, {output_dir} holds case {entry['case_id']}.")
     return entries
+
+
+def _files_to_load(case: Case, modalities: Sequence[str]) -> str | dict[str, str]:
+    """The files of a case that is whole, else one of them."""
+    try:
+        image = case.image(modalities)
+    except InputError:
+        return str(next(paths[0] for name, paths in case.files.items() if name != LABEL))
+    return {name: str(path) for name, path in image.items()} if isinstance(image, dict) else str(image)
 
 
 def write_new(path: Path, text: str) -> None:
@@ -253,14 +347,17 @@ def write_new(path: Path, text: str) -> None:
     """
     if not path.parent.is_dir():
         raise InputError(f"output should lie in a folder that exists, {path.parent} does not.")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
     try:
-        os.link(temporary, path)  # fails where the file exists, unlike a rename
+        # Takes the name, which fails where the file exists; a hard link would do, but some file systems have none.
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     except FileExistsError as error:
         raise InputError(f"output should be a new file, {path} exists: a split is made once.") from error
-    finally:
-        temporary.unlink()
+    try:
+        with whole_file(path) as temporary:
+            temporary.write_text(text)
+    except BaseException:
+        path.unlink()
+        raise
 
 
 def main(argv: Sequence[str]) -> None:
@@ -272,6 +369,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--validation_fraction", type=float, default=0.1)
     parser.add_argument("--testing_fraction", type=float, default=0.1)
     parser.add_argument("--folds", type=int, help="make folds for cross-validation instead of a validation set")
+    parser.add_argument("--exclude", type=listed(str), default=[], help="IDs of cases to leave out")
+    parser.add_argument("--patients", type=Path, help="CSV table with the columns case and patient")
     arguments = vars(parser.parse_args(argv))
     output = arguments.pop("output")
     datalist = make_datalist(**arguments)

@@ -244,7 +244,7 @@ def values_to_classes(values: Array, convention: Convention) -> Array:
     Raises:
         InputError: when the label holds a value that the convention does not define.
     """
-    labels = labels_of(convention)
+    labels: Labels = labels_of(convention)
     classes, known = _replace(values, labels.table)
     if not known.all():
         raise InputError(

@@ -6,6 +6,7 @@ import gzip
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,9 +22,21 @@ from monai.utils import ensure_tuple
 from ..errors import InputError
 from .cases import Case, case_of
 
-__all__ = ["LoadImageCased", "air", "check_same_space", "image_loader", "read"]
+__all__ = [
+    "LoadImageCased",
+    "air",
+    "check_same_space",
+    "corner_distance",
+    "image_loader",
+    "is_invertible",
+    "read",
+    "read_checked",
+]
 
-AFFINE_TOLERANCE = 1e-3  # mm; headers of one case differ by rounding
+CT = "ct"  # in Hounsfield units, where 0 is water, the same in each scan
+# How far apart corners of two files of one case may lie, in voxels. Rounding in headers moves the corner of a brain by
+# some hundredths of a millimeter; a tenth of a voxel is far below what can be outlined.
+CORNER_TOLERANCE = 0.1
 
 
 class LoadImageCased(LoadImaged):
@@ -32,8 +45,8 @@ class LoadImageCased(LoadImaged):
     ``image`` is given as a mapping from modality name to file, as one of the case's files (the siblings are found by
     name), as the folder of the case, or as one 4D file whose channels have the order of ``channel_order``, else that of
     the Decathlon's ``dataset.json``, else that of ``modalities``. The air around the brain becomes zero: some exports
-    of z-scored scans keep it at a constant of their own. The name contains ``LoadImage`` because MONAI Deploy finds by
-    it what to leave out.
+    of z-scored scans keep it at a constant of their own; a ``ct`` keeps its units. The name contains ``LoadImage``
+    because MONAI Deploy finds by it what to leave out.
 
     Args:
         keys: ``image``, or ``image`` and ``label``.
@@ -95,12 +108,17 @@ class LoadImageCased(LoadImaged):
                     raise InputError(f"Case {case_id}: {name} is missing, {files} has the channels {', '.join(order)}.")
             channels = read(image_loader(), case_id, files, channels=order)
             image = cast(MetaTensor, channels[[order.index(name) for name in self.modalities]])
+        if not is_invertible(image.affine.numpy()):
+            raise InputError(
+                f"Case {case_id}: {image.meta['filename_or_obj']} should say where its voxels lie, its affine has NaN "
+                "or no inverse."
+            )
         for name, volume in zip(self.modalities, image):
             file = files[name] if isinstance(files, Mapping) else files
             lowest, highest = (float(value) for value in volume.as_tensor().aminmax())  # NaN if there is one
             if not (math.isfinite(lowest) and math.isfinite(highest)):
                 raise InputError(f"Case {case_id}: {name} should be finite, {file} holds NaN or infinity.")
-            constant = air(volume)
+            constant = 0.0 if name == CT else air(volume)
             if lowest == highest == constant:
                 raise InputError(f"Case {case_id}: {name} should show something, {file} is zero everywhere.")
             if constant:
@@ -119,12 +137,23 @@ class CheckedNibabelReader(NibabelReader):
         [name] = ensure_tuple(data)
         if not str(name).lower().endswith(".gz"):
             return super().read(data, **kwargs)
-        content = gzip.decompress(Path(name).read_bytes())
-        for kind in (nib.Nifti1Image, nib.Nifti2Image):
-            if kind.header_class.may_contain_header(content):
-                self.filenames = (name,)  # as MONAI's does, for get_data
-                return correct_nifti_header_if_necessary(kind.from_bytes(content))
-        raise nib.filebasedimages.ImageFileError("it is no NIfTI file")
+        self.filenames = (name,)  # as MONAI's does, for get_data
+        return correct_nifti_header_if_necessary(read_checked(name))
+
+
+def read_checked(path: str | Path) -> Any:
+    """A NIfTI file by nibabel, a packed one to its end, where its check sum stands.
+
+    Raises:
+        Exception: nibabel's, gzip's or zlib's own, when it is damaged.
+    """
+    if not str(path).lower().endswith(".gz"):
+        return nib.load(path)
+    content = gzip.decompress(Path(path).read_bytes())
+    for kind in (nib.Nifti1Image, nib.Nifti2Image):
+        if kind.header_class.may_contain_header(content):
+            return kind.from_bytes(content)
+    raise nib.filebasedimages.ImageFileError("it is no NIfTI file")
 
 
 def image_loader() -> LoadImage:
@@ -161,11 +190,26 @@ def check_same_space(case_id: str | None, volume: MetaTensor, reference: MetaTen
             f"Case {case_id}: the files should have one shape, {file} has {list(volume.shape[1:])} "
             f"and {reference_file} {list(reference.shape[1:])}."
         )
-    difference = (volume.affine - reference.affine).abs().max().item()
-    if not difference <= AFFINE_TOLERANCE:
+    affine, expected = volume.affine.numpy(), reference.affine.numpy()
+    distance_mm, allowed_mm = corner_distance(affine, expected, volume.shape[1:])
+    if not distance_mm <= allowed_mm:
         raise InputError(
-            f"Case {case_id}: the files should have one affine, {file} and {reference_file} differ by {difference:g}."
+            f"Case {case_id}: the files should lie in one place, corners of {file} and {reference_file} are "
+            f"{distance_mm:.3g} mm apart."
         )
+
+
+def corner_distance(affine: np.ndarray, reference: np.ndarray, shape: Sequence[int]) -> tuple[float, float]:
+    """How far apart the eight corners of two volumes of one shape lie at most, and may lie at most, in mm."""
+    corners = np.array([*product(*((0, side - 1) for side in shape[:3]))], float)
+    moved = nib.affines.apply_affine(affine, corners) - nib.affines.apply_affine(reference, corners)
+    allowed = CORNER_TOLERANCE * nib.affines.voxel_sizes(reference).min()
+    return float(np.linalg.norm(moved, axis=1).max()), float(allowed)
+
+
+def is_invertible(affine: np.ndarray) -> bool:
+    """Whether an affine of 4 x 4 gives each voxel a place of its own."""
+    return bool(np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-6)
 
 
 def air(volume: torch.Tensor | np.ndarray) -> float:

@@ -87,7 +87,7 @@ class SeededDataset(Seeded, CacheDataset):
         num_cases = self.cache_num if indices is None else len(indices)
         free = free_memory()
         if num_cases > 1 and free is not None:
-            size = size_of(self._load_cache_item(0))
+            size = max(1, size_of(self._load_cache_item(0)))  # of a case that is drawn, nothing is kept
             num_fitting = int(free / int(os.environ.get("LOCAL_WORLD_SIZE", 1)) / size)  # each process has its own
             if num_cases > num_fitting:
                 rate = math.floor(100 * num_fitting / len(self.data)) / 100

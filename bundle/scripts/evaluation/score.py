@@ -51,7 +51,7 @@ def score_masks(
         InputError: when a label or a prediction is missing, cannot be read, lies elsewhere or holds another value.
     """
     truths = {case.case_id: case.file(LABEL) for case in find_cases(dataset_dir) if LABEL in case.files}
-    predictions = {case.case_id: mask_of(case) for case in find_cases(prediction_dir)}
+    predictions = {case.case_id: mask_of(case) for case in find_cases(prediction_dir, knob="prediction_dir")}
     for case_id in sorted(truths.keys() ^ predictions.keys()):
         lacking, folder = ("prediction", prediction_dir) if case_id in truths else ("label", dataset_dir)
         raise InputError(f"Case {case_id}: the {lacking} is missing in {folder}.")

@@ -1,11 +1,14 @@
-"""Masks that appear whole or not at all."""
+"""Masks that appear whole or not at all, and lie where their scan lies for every reader."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 from monai.data import FolderLayoutBase, NibabelWriter
 
 from ..data.cases import mask_of
@@ -14,6 +17,12 @@ from ..files import whole_file
 __all__ = ["AtomicNibabelWriter", "MaskLayout"]
 
 logger = logging.getLogger(__name__)
+
+# What a NIfTI header says of place and unit, as MONAI hands it on with a scan.
+GEOMETRY = (
+    *("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
+    *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
+)
 
 
 class MaskLayout(FolderLayoutBase):
@@ -32,10 +41,28 @@ class MaskLayout(FolderLayoutBase):
 
 
 class AtomicNibabelWriter(NibabelWriter):
-    """Writer for ``SaveImaged`` that leaves a whole file or none."""
+    """Writer for ``SaveImaged`` that leaves a whole file or none.
+
+    A mask on the grid of its scan takes the scan's unit, qform and sform with their codes, as some readers go by the
+    one and some by the other. MONAI's writer takes millimeters for unknown, and the code 1 for both.
+    """
+
+    def set_metadata(self, meta_dict: Mapping | None, resample: bool = True, **options: Any) -> None:
+        super().set_metadata(meta_dict, resample, **options)
+        self.scan = meta_dict or {}
 
     def write(self, filename: Any, verbose: bool = False, **kwargs: Any) -> None:
+        image = self.create_backend_obj(self.data_obj, self.affine, self.output_dtype, **kwargs)
+        header = image.header.copy()
+        if all(field in self.scan for field in GEOMETRY):
+            for field in GEOMETRY:
+                header[field] = np.asarray(self.scan[field])
+        if not np.allclose(header.get_best_affine(), image.affine, atol=1e-4):  # no scan, or another grid than its own
+            header = image.header
+            header.set_xyzt_units("mm")
+            for set_form in (image.set_sform, image.set_qform):
+                set_form(image.affine, code="scanner")
         with whole_file(filename) as temporary:
-            super().write(temporary, verbose=False, **kwargs)
+            nib.save(nib.Nifti1Image(image.dataobj, None, header), temporary)
         if verbose:
             logger.info(f"Saved {filename}")

@@ -6,6 +6,7 @@ python -m scripts dicom --source <folder of one series> --output <case>/<case>_t
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ from ..files import whole_file
 __all__ = ["read_series", "sorted_slices", "write_image"]
 
 EXTENSIONS = (".dcm", ".ima", "")
+UID = re.compile(r"[\d.]+")  # the whole name of a file from an archive, whose "suffix" is a number
+PREAMBLE = 128  # bytes before the letters DICM
 POSITION, ORIENTATION, SERIES = "0020|0032", "0020|0037", "0020|000e"  # DICOM tags
 GAP_TOLERANCE = 0.05  # of the usual distance of slices; scanners round positions
 
@@ -54,6 +57,17 @@ def read_header(file: Path) -> Slice:
     return Slice(file, position, tuple(orientation.round(3)), series, (rows, columns))
 
 
+def is_dicom(file: Path) -> bool:
+    """Whether a file is called as a slice is, or has DICOM's letters: a damaged one counts, so that it is missed."""
+    if file.suffix.lower() in EXTENSIONS or UID.fullmatch(file.name):
+        return True
+    try:
+        with open(file, "rb") as stream:
+            return stream.read(PREAMBLE + 4)[PREAMBLE:] == b"DICM"
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}.") from error
+
+
 def sorted_slices(folder: Path) -> list[Path]:
     """The files of the one series in a folder, in the order of their positions along the normal of the slices.
 
@@ -65,7 +79,7 @@ def sorted_slices(folder: Path) -> list[Path]:
     files = sorted(
         file
         for file in folder.iterdir()
-        if file.is_file() and file.suffix.lower() in EXTENSIONS and file.name[0] != "." and file.name != "DICOMDIR"
+        if file.is_file() and file.name[0] != "." and file.name.upper() != "DICOMDIR" and is_dicom(file)
     )
     if not files:
         raise InputError(f"{folder} should hold the DICOM files of a series, it holds none.")

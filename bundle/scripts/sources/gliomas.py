@@ -10,7 +10,7 @@ The anatomy is the symmetric non-linear template ICBM 2009a (T1, grey and white 
 Montreal Neurological Institute, McGill University; it may be used, copied, modified and distributed for any purpose
 where this notice stays. Fonov et al., NeuroImage 47 (2009) S102 and 54 (2011) 313-327.
 
-    cd bundle && python -m scripts.sources.gliomas --output_dir DIR --num_cases 24 --seed 0
+    cd bundle && python -m scripts gliomas --output_dir DIR --num_cases 24 --seed 0
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from __future__ import annotations
 import argparse
 import functools
 import math
-import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,13 +28,23 @@ import nibabel as nib
 import numpy as np
 import torch
 import torch.nn.functional as F
+from monai.data import MetaTensor
+from monai.transforms import Randomizable, Transform
 from scipy import ndimage
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..errors import InputError
 
-__all__ = ["MODALITIES", "SHAPE", "SPACING_MM", "SyntheticGliomas", "draw_glioma", "write_cases"]
+__all__ = [
+    "MODALITIES",
+    "SHAPE",
+    "SPACING_MM",
+    "DrawGliomad",
+    "case_seed",
+    "draw_glioma",
+    "synthetic_cases",
+    "write_cases",
+]
 
 MODALITIES = ("t1", "t1ce", "t2", "flair")
 SHAPE = (80, 96, 80)  # voxels to the right, anterior and superior
@@ -318,7 +327,15 @@ def _grow(draws: _Draws, anatomy: _Anatomy) -> _Tumor:
     else:
         enhancing = torch.zeros_like(tumor)
     classes[tumor & enhancing] = ET
+    classes *= _with_core(classes)
     return _Tumor(classes, swelling, kind < 0.62 or chance(0.25))
+
+
+def _with_core(classes: torch.Tensor) -> torch.Tensor:
+    """The connected pieces of a tumor that hold more than edema (H, W, D)."""
+    pieces, _ = ndimage.label(classes.numpy() > 0)
+    kept = np.unique(pieces[(classes == NCR) | (classes == ET)])
+    return torch.from_numpy(np.isin(pieces, kept))
 
 
 def _tumor_signals(draws: _Draws, necrotic: bool) -> dict[str, tuple[float, float, float]]:
@@ -434,11 +451,13 @@ def _draw_contrasts(draws: _Draws, anatomy: _Anatomy, tumor: _Tumor) -> torch.Te
         fluid, cortex, tracts = (u(*limits) for limits in TISSUES[name])
         signal = csf * fluid + grey * (cortex * u(0.8, 1.2)) + white * (tracts * u(0.8, 1.2))
         if chance(0.5):  # fluid that flows, iron in the deep nuclei
-            signal += region * (u(0, 0.35) * grey + u(0, 0.6) * csf * (anatomy.ventricles > 0.1))
+            signal += region * (u(0, 0.5) * grey + u(0, 0.6) * csf * (anatomy.ventricles > 0.1))
         signal += anatomy.detail * (DETAIL[name] * u(0.2, 1)) + age * age_gain[name]
         if cavity is not None:
             signal = torch.where(cavity, fluid, signal)
         own = draws.smooth(shape, u(1.5, 4))[0]
+        if chance(0.5):  # no two gyri alike
+            signal += (medium + own) * grey * u(0, 0.35)
         signal = signal * (1 - sick).clamp_min(0) + sum(part * mean for part, mean in zip(parts, means[name]))
         signal += sick * (shared + own) * (0.5 * roughness * TEXTURE[name])
         if name == "t1ce":
@@ -510,49 +529,46 @@ def _check(seed: int, shape: Sequence[int]) -> None:
         raise InputError(f"shape should be three sides of at least {MIN_SIDE} voxels, got {tuple(shape)}.")
 
 
-def _seed_of(seed: int, number: int) -> int:
+def case_seed(seed: int, number: int) -> int:
+    """The seed of a case by its number in a set: sets of different seeds share none."""
     return int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0])
 
 
-class SyntheticGliomas(Dataset):
-    """Cases that are drawn when they are asked for; nothing is kept.
+def synthetic_cases(num_cases: int) -> list[dict[str, str]]:
+    """A datalist of cases that :class:`DrawGliomad` draws, for a training: so many make one epoch. No file is there."""
+    names = [f"glioma_{number:04d}" for number in range(num_cases)]
+    return [{"case_id": name, "image": f"synthetic_gliomas/{name}"} for name in names]
 
-    Args:
-        num_cases: length of the data set. A case depends on ``seed`` and its number only, so a longer data set repeats
-            the cases of a shorter one.
-        seed: another seed draws other cases.
-        transform: applied to ``{"image": (4, H, W, D), "label": (1, H, W, D)}`` as of :func:`draw_glioma`.
-        shape: as in :func:`draw_glioma`.
+
+class DrawGliomad(Randomizable, Transform):
+    """Draws a case by :func:`draw_glioma`, another one each time that it is called, where others load one.
+
+    Sets ``image`` (4, H, W, D) and ``label`` (1, H, W, D), classes, with the affine of voxels of 2 mm. What is drawn
+    depends on the random state alone, which ``scripts.data.SeededDataset`` sets for each sample.
     """
 
-    def __init__(
-        self,
-        num_cases: int,
-        seed: int = 0,
-        transform: Callable[[dict], Any] | None = None,
-        shape: Sequence[int] = SHAPE,
-    ) -> None:
-        _check(seed, shape)
-        self.num_cases = num_cases
-        self.seed = seed
-        self.transform = transform
-        self.shape = tuple(shape)
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        image, classes = draw_glioma(int(self.R.randint(2**31)))
+        meta = {"case_id": data["case_id"]}
+        return {
+            **data,
+            "image": MetaTensor(image, affine=torch.from_numpy(_affine(SHAPE)), meta=dict(meta)),
+            "label": MetaTensor(classes[None], affine=torch.from_numpy(_affine(SHAPE)), meta=dict(meta)),
+        }
 
-    def __len__(self) -> int:
-        return self.num_cases
 
-    def __getitem__(self, number: int) -> Any:
-        if not 0 <= number < self.num_cases:
-            raise IndexError(number)
-        image, classes = draw_glioma(_seed_of(self.seed, number), self.shape)
-        case = {"image": image, "label": classes[None]}
-        return case if self.transform is None else self.transform(case)
+def _affine(shape: Sequence[int]) -> np.ndarray:
+    """Affine (4, 4) of a centered volume with axes to the right, anterior and superior."""
+    affine = np.diag([SPACING_MM, SPACING_MM, SPACING_MM, 1.0])
+    affine[:3, 3] = -SPACING_MM * (np.array(shape) - 1) / 2
+    return affine
 
 
 def write_cases(output_dir: str | Path, num_cases: int, seed: int = 0, shape: Sequence[int] = SHAPE) -> list[Path]:
     """Write ``glioma_000/glioma_000_{t1,t1ce,t2,flair,seg}.nii.gz`` and so on, voxels of 2 mm, labels of BraTS 2018.
 
-    The cases are those of :class:`SyntheticGliomas`. A folder appears complete or not at all; nothing is overwritten.
+    A case depends on ``seed``, its number and ``shape`` only, so a larger ``num_cases`` repeats the cases of a smaller
+    one. A folder appears complete or not at all; nothing is overwritten.
 
     Args:
         output_dir: made where it is missing.
@@ -568,43 +584,33 @@ def write_cases(output_dir: str | Path, num_cases: int, seed: int = 0, shape: Se
     """
     if num_cases < 1:
         raise InputError(f"num_cases should be 1 or more, got {num_cases}.")
-    cases = SyntheticGliomas(num_cases, seed, shape=shape)
+    _check(seed, shape)
     folders = [Path(output_dir) / f"glioma_{number:03d}" for number in range(num_cases)]
     for folder in folders:
         if folder.exists():
             raise InputError(f"{folder} exists already, and nothing is overwritten.")
-    affine = np.diag([SPACING_MM, SPACING_MM, SPACING_MM, 1.0])
-    affine[:3, 3] = -SPACING_MM * (np.array(cases.shape) - 1) / 2
     for number, folder in enumerate(tqdm(folders, desc="gliomas", unit="case", disable=None)):
-        case = cases[number]
-        volumes = dict(zip(MODALITIES, (1000 * case["image"]).ceil().to(torch.int16), strict=True))
-        volumes["seg"] = BRATS_2018_VALUES[case["label"][0].long()]
+        image, classes = draw_glioma(case_seed(seed, number), shape)
+        volumes = dict(zip(MODALITIES, (1000 * image).ceil().to(torch.int16), strict=True))
+        volumes["seg"] = BRATS_2018_VALUES[classes.long()]
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".glioma_", dir=folder.parent) as staging:
             unfinished = Path(staging) / folder.name
             unfinished.mkdir()
             for suffix, volume in volumes.items():
-                image = nib.Nifti1Image(volume.numpy(), affine)
-                image.header.set_xyzt_units("mm")
-                nib.save(image, unfinished / f"{folder.name}_{suffix}.nii.gz")
+                file = nib.Nifti1Image(volume.numpy(), _affine(shape))
+                file.header.set_xyzt_units("mm")
+                nib.save(file, unfinished / f"{folder.name}_{suffix}.nii.gz")
             unfinished.rename(folder)
     return folders
 
 
-def main(argv: Sequence[str] | None = None) -> str | None:
+def main(argv: Sequence[str]) -> None:
     """Parse the command line and write the cases."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.sources.gliomas", description="Write synthetic gliomas.")
+    parser = argparse.ArgumentParser(prog="python -m scripts gliomas", description="Write synthetic gliomas.")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder that receives one folder per case")
     parser.add_argument("--num_cases", type=int, default=24, help="number of cases (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other cases (default: %(default)s)")
     args = parser.parse_args(argv)
-    try:
-        write_cases(args.output_dir, args.num_cases, args.seed)
-    except (OSError, InputError) as error:
-        return f"Error: {error}"
+    write_cases(args.output_dir, args.num_cases, args.seed)
     print(f"{args.num_cases} synthetic cases written to {args.output_dir}")
-    return None
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -19,7 +19,7 @@ from monai.utils import ensure_tuple
 from torch import nn
 
 from ..data.cases import case_id_of
-from ..data.labels import regions
+from ..data.labels import Convention, regions
 from ..data.patients import patients_of
 from ..errors import InputError, flag
 from ..networks import MISSU
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 # What would give a wrong mask without a word: the order of modalities, sizes, and the network's own arguments.
-CONTRACT = ("modalities", "spacing_mm", "roi_size", "network")
+CONTRACT = ("modalities", "spacing_mm", "intensities", "roi_size", "network")
 
 
 def sha256(path: Path) -> str:
@@ -140,18 +140,24 @@ def recorded(checkpoint: str | Sequence[str], name: str, default: Any) -> Any:
     return settings_of(checkpoint).get(name, default)
 
 
-def convention_to_write(checkpoint: str | Sequence[str], default: str) -> str:
+def convention_to_write(checkpoint: str | Sequence[str], default: Convention) -> Convention:
     """The label convention of masks: the default where it has the regions of the training's, else the training's."""
     trained = settings_of(checkpoint).get("label_convention", default)
-    return default if regions(trained) == regions(default) else trained
+    return default if same_regions(trained, default) else trained
+
+
+def same_regions(trained: Convention, given: Convention) -> bool:
+    """Whether two conventions have the same regions in the same order, as the channels of a network may be regions."""
+    return list(regions(trained).items()) == list(regions(given).items())
 
 
 def check_contract(
     checkpoint: str | Sequence[str],
     modalities: str | Sequence[str],
     spacing_mm: Sequence[float],
+    intensities: Mapping[str, Any],
     roi_size: Sequence[int],
-    label_convention: str,
+    label_convention: Convention,
 ) -> dict[str, Any]:
     """Compares knobs with the record of the weights.
 
@@ -159,6 +165,7 @@ def check_contract(
         checkpoint: the weights; those of each member of an ensemble.
         modalities: in the order of the network's channels.
         spacing_mm: that of the network's voxels.
+        intensities: how channels are normalized, see :class:`scripts.data.NormalizeChannelsd`.
         roi_size: the crop of the training, in voxels.
         label_convention: any with the regions of the training's.
 
@@ -169,11 +176,11 @@ def check_contract(
         InputError: when one differs.
     """
     settings = settings_of(checkpoint)
-    given = {"modalities": modalities, "spacing_mm": spacing_mm, "roi_size": roi_size}
+    given = {"modalities": modalities, "spacing_mm": spacing_mm, "intensities": intensities, "roi_size": roi_size}
     for name, value in given.items():
         refuse_other(name, settings.get(name), value)
     trained = settings.get("label_convention", label_convention)
-    if regions(trained) != regions(label_convention):
+    if not same_regions(trained, label_convention):
         raise InputError(
             f"label_convention should have the regions of {trained}, the record of the weights says so, "
             f"{label_convention} has others."
