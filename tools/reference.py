@@ -43,7 +43,6 @@ MEANING = {
     "label_convention": "what the values of labels and masks mean, see [labels](../data.md#labels)",
     "intensities": "`low`, `high`, `mean`, `std` of channels that have units, such as a CT; the others are z-scored",
     "spacing_mm": "voxel size that images are resampled to, each axis; -1 keeps an axis as it is",
-    "intensities": "by modality, limits to clip to, mean and deviation, where not each scan's own count; `plan` finds a CT's",
     "roi_size": "crop for training, window for inference, grid of the position table; sides divisible by 8",
     "batch_size": "cases a step, per process; the paper: 4 on 8 GPUs",
     "max_epochs": "epochs; the paper: 1000",
