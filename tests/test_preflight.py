@@ -164,8 +164,8 @@ HEADERS = [
     (doubled, "case_2", "doubled file", "case_2_t2.nii and "),
     (doubled_case, "case_2", "doubled case", "again"),
     (unreadable, "case_2", "unreadable", "case_2_t2.nii.gz"),
-    (shapes, "case_2", "shapes differ", "t2 [19, 24, 16], t1 [20, 24, 16]"),
-    (affines, "case_2", "affines differ", "t2 from t1 by 0.01"),
+    (shapes, "case_2", "shapes differ", "case_2_t2.nii.gz [19, 24, 16], "),
+    (affines, "case_2", "affines differ", "case_2_t1.nii.gz are 0."),
     (a_4d_file, "case_2", "channels", "[20, 24, 16, 2]"),
     (singular, "case_2", "no affine", "singular"),
     (turned, "case_2", "orientation", "RAS, where most cases are LPS"),
@@ -207,6 +207,15 @@ def check_one(folder: Path, arguments: list[str], case: str, fault: str, detail:
     assert header.split() == ["Case", "Fault", "Detail"]
     assert all(part in row for part in (case, fault, detail))
     assert "1 fault(s)" in count
+
+
+def test_a_wrong_check_sum_is_a_fault_of_the_deep_part(folder, capsys):
+    """The voxels can be unpacked all the same, by nibabel alone: training refuses them."""
+    path = file(folder, "t2", "case_2")
+    content = bytearray(path.read_bytes())
+    content[-8] ^= 1  # of the check sum, which stands before the four bytes of the length
+    path.write_bytes(content)
+    check_one(folder, ["--deep"], "case_2", "unreadable", "case_2_t2.nii.gz", capsys)
 
 
 @pytest.mark.parametrize(("plant", "case", "fault", "detail"), HEADERS, ids=ids(HEADERS))
@@ -331,15 +340,17 @@ class TestBeforeARun:
             check_before_run(self.entries(folder), MODALITIES)
         assert str(raised.value).splitlines() == [
             "2 fault(s) in 5 cases.",
-            "Case case_2: shapes differ: t2 [19, 24, 16], t1 [20, 24, 16].",
+            f"Case case_2: shapes differ: {file(folder, 't2', 'case_2')} [19, 24, 16], "
+            f"{file(folder, 't1', 'case_2')} [20, 24, 16].",
             "Case case_4: missing modality: flair.",
         ]
 
     def test_others_are_logged(self, folder, caplog):
         spacing(folder)
-        check_before_run(self.entries(folder), MODALITIES)
+        check_before_run(self.entries(folder), MODALITIES, splits=["training", "validation"])
         [record] = caplog.records
         assert record.levelname == "WARNING"
+        assert record.message.startswith("Preflight of training and validation (no other split is looked at):")
         assert "case_2  spacing  1 x 1 x 3 mm, far from 1" in record.message
 
     def test_inference_goes_on(self, folder, caplog):

@@ -108,11 +108,6 @@ class LoadImageCased(LoadImaged):
                     raise InputError(f"Case {case_id}: {name} is missing, {files} has the channels {', '.join(order)}.")
             channels = read(image_loader(), case_id, files, channels=order)
             image = cast(MetaTensor, channels[[order.index(name) for name in self.modalities]])
-        if not is_invertible(image.affine.numpy()):
-            raise InputError(
-                f"Case {case_id}: {image.meta['filename_or_obj']} should say where its voxels lie, its affine has NaN "
-                "or no inverse."
-            )
         for name, volume in zip(self.modalities, image):
             file = files[name] if isinstance(files, Mapping) else files
             lowest, highest = (float(value) for value in volume.as_tensor().aminmax())  # NaN if there is one
@@ -135,10 +130,11 @@ class CheckedNibabelReader(NibabelReader):
 
     def read(self, data: Any, **kwargs: Any) -> Any:
         [name] = ensure_tuple(data)
-        if not str(name).lower().endswith(".gz"):
-            return super().read(data, **kwargs)
         self.filenames = (name,)  # as MONAI's does, for get_data
-        return correct_nifti_header_if_necessary(read_checked(name))
+        image = read_checked(name)
+        if not is_invertible(image.affine):  # the correction below would take another place without a word
+            raise ValueError("its affine has NaN or no inverse")
+        return correct_nifti_header_if_necessary(image)
 
 
 def read_checked(path: str | Path) -> Any:
@@ -194,8 +190,8 @@ def check_same_space(case_id: str | None, volume: MetaTensor, reference: MetaTen
     distance_mm, allowed_mm = corner_distance(affine, expected, volume.shape[1:])
     if not distance_mm <= allowed_mm:
         raise InputError(
-            f"Case {case_id}: the files should lie in one place, corners of {file} and {reference_file} are "
-            f"{distance_mm:.3g} mm apart."
+            f"Case {case_id}: the files should have one affine, {file} and {reference_file} differ by "
+            f"{distance_mm:.3g} mm at a corner."
         )
 
 
