@@ -60,7 +60,7 @@ TISSUES = {
     "t1": ((-3.2, -1.9), (-0.7, 0.0), (0.5, 1.1)),
     "t1ce": ((-3.2, -1.9), (-0.5, 0.1), (0.3, 0.9)),
     "t2": ((1.8, 4.2), (-0.1, 0.7), (-0.9, -0.2)),
-    "flair": ((-3.2, -1.4), (0.1, 0.9), (-0.5, 0.3)),
+    "flair": ((-3.2, -1.4), (0.1, 1.2), (-0.5, 0.3)),
 }
 DETAIL = {"t1": 5.0, "t1ce": 4.0, "t2": -3.0, "flair": 0.0}  # gain of what the template's T1 shows within a tissue
 TEXTURE = {"t1": 0.4, "t1ce": 0.45, "t2": 0.7, "flair": 0.9}  # standard deviation within a tumor tissue
@@ -341,7 +341,7 @@ def _with_core(classes: torch.Tensor) -> torch.Tensor:
 def _tumor_signals(draws: _Draws, necrotic: bool) -> dict[str, tuple[float, float, float]]:
     """Mean signals of necrotic core, edema and enhancing tumor by modality, before they enhance."""
     u, chance = draws.uniform, draws.chance
-    edema = {"t1": u(-0.9, 0.7), "t2": u(0.4, 2.6), "flair": u(0.8, 2.2) if chance(0.4) else u(1.6, 5.2)}
+    edema = {"t1": u(-0.9, 0.7), "t2": u(0.4, 2.6), "flair": u(1.0, 2.4) if chance(0.4) else u(1.6, 5.2)}
     if not necrotic:
         core = {"t1": u(-2.0, 0.2), "t2": edema["t2"] + u(-0.3, 1.8), "flair": edema["flair"] + u(-2.0, 1.4)}
     elif chance(0.25):  # a cyst
@@ -426,7 +426,7 @@ def _draw_contrasts(draws: _Draws, anatomy: _Anatomy, tumor: _Tumor) -> torch.Te
     healthy = tumor.classes == 0
     parts = _blur(torch.stack([(tumor.classes == k).float() for k in (NCR, ED, ET)]), u(0.05, 0.2))
     if chance(0.8):  # edema fades towards its border
-        parts[1] *= (u(0.4, 1.0) + u(0, 0.6) * tumor.swelling).clamp_max(1)
+        parts[1] *= (u(0.5, 1.0) + u(0, 0.6) * tumor.swelling).clamp_max(1)
     parts *= torch.tensor([u(0.85, 1), u(0.75, 1), 1.0]).view(3, 1, 1, 1)  # and lets the anatomy shine through
     sick = parts.sum(0)
     means = _tumor_signals(draws, tumor.necrotic)
