@@ -184,7 +184,9 @@ def plan_spacing(spacing_mm: np.ndarray, shape: np.ndarray) -> tuple[list[float]
     span = ", ".join(f"{low:.3g} to {high:.3g}" for low, high in zip(spacing_mm.min(axis=0), spacing_mm.max(axis=0)))
     if agree.all():
         return [-1, -1, -1], target, f"As it is: all {len(spacing_mm)} cases have {written} mm, within 10 %."
-    reason = f"The median of {len(spacing_mm)} cases, {written} mm; they span {span} mm. -1 where they agree within 10 %."
+    reason = (
+        f"The median of {len(spacing_mm)} cases, {written} mm; they span {span} mm. -1 where they agree within 10 %."
+    )
     worst = int(median.argmax())
     others = np.delete(median, worst)
     sides = np.median(shape * spacing_mm / median, axis=0)
@@ -361,7 +363,9 @@ def make_plan(
         f"The largest case spans {' x '.join(map(str, largest))} voxels: "
         + (f"whole images fit one window of at most {STRETCH} times the crop." if fits else "windows of the crop."),
     )
-    bytes_of_cases = len(entries) * (4 * len(modalities) + 1) * int(np.median((seen.shape * seen.spacing_mm / target).prod(axis=1)))
+    bytes_of_cases = (
+        len(entries) * (4 * len(modalities) + 1) * int(np.median((seen.shape * seen.spacing_mm / target).prod(axis=1)))
+    )
     keeps = bytes_of_cases < memory / 4
     plan.set(
         "cache_rate",
@@ -396,7 +400,9 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m scripts plan", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--dataset_dir", type=Path, required=True, help="folder of cases, with a dataset.json or not")
     parser.add_argument("--output", type=Path, required=True, help="the overlay to write, a new .json file")
-    parser.add_argument("--data_list_file_path", type=Path, help="of python -m scripts datalist; default: its own split")
+    parser.add_argument(
+        "--data_list_file_path", type=Path, help="of python -m scripts datalist; default: its own split"
+    )
     parser.add_argument("--fold", type=int, help="of a datalist with folds, the one to validate on")
     parser.add_argument("--modalities", type=listed(str), help="default: those that dataset.json or the files name")
     parser.add_argument(
