@@ -4,7 +4,7 @@
 # make test-slow   the experiments at a tenth of their budget: half an hour, needs MISSU_DATA
 # make test-clients   MONAI Label, exports, federated learning: installs an environment of gigabytes first
 # make bench          speed and memory beside other networks and nnU-Net, on a CPU; installs an environment of its own first
-# make package        dist/<name>_v<version>.zip of the bundle with its weights and a bill of materials; WEIGHTS=none: without
+# make package        dist/<name>_v<version>.zip of the bundle with its weights and a bill of materials
 # make lock           requirements-lock.txt anew, of today's newest versions
 # make reference      docs/reference anew, from the configs and the code
 # make audit          known vulnerabilities of what is locked; needs PyPI's advisories
@@ -14,7 +14,6 @@ PYTHON ?= $(or $(firstword $(foreach minor,11 12 13 10,$(shell command -v python
 # Not in the lock: builds for CPUs and GPUs differ in their bytes and in what they need, so no hash fits all machines.
 TORCH := torch==2.13.0
 VENV := .venv
-WEIGHTS := required
 BIN := $(abspath $(VENV)/bin)
 RUN := cd bundle && $(BIN)/python -m
 DEMO := bundle/demo
@@ -67,7 +66,7 @@ $(VENV)-bench/installed: requirements-lock.txt benchmarks/requirements.txt
 	touch $@
 
 package: $(VENV)/installed $(SBOM)
-	$(BIN)/python tools/package.py --weights $(WEIGHTS)
+	$(BIN)/python tools/package.py
 
 # Of what the bundle needs, in the locked versions, on the Python of the environment.
 $(SBOM): $(VENV)/installed requirements.txt requirements-lock.txt

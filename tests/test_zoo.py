@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -39,16 +40,26 @@ def network() -> MISSU:
 def bundle(tmp_path: Path, network: MISSU) -> Path:
     """A copy of the bundle, with weights, and with what runs leave behind."""
     copy = tmp_path / "bundle"
-    for folder in ("configs", "docs", "models", "scripts"):
-        shutil.copytree(BUNDLE / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__", "*.pt"))
+    for folder in ("configs", "docs", "scripts"):
+        shutil.copytree(BUNDLE / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "models").mkdir()
     shutil.copy(BUNDLE / "LICENSE", copy)
-    torch.save(network.state_dict(), copy / "models" / "model.pt")
+    content = io.BytesIO()
+    torch.save(network.state_dict(), content)
+    write_weights(copy, "model", content.getvalue())
     for left in ("eval/case_1.nii.gz", "demo/x.nii.gz", "data/x.nii.gz", "scripts/__pycache__/x.pyc", "models/x.ts"):
         (copy / left).parent.mkdir(exist_ok=True)
         (copy / left).touch()
     for name in ("datalist.json", "folds.json"):  # names of patients
         (copy / "configs" / name).write_text('{"training": [{"case_id": "patient"}]}')
     return copy
+
+
+def write_weights(bundle: Path, name: str, content: bytes) -> None:
+    (bundle / "models" / f"{name}.pt").write_bytes(content)
+    record = {"dataset": "phantoms", "cases": [], "settings": {}, "epoch": 1, "metrics": {}}
+    record["sha256"] = hashlib.sha256(content).hexdigest()
+    (bundle / "models" / f"{name}.json").write_text(json.dumps(record))
 
 
 def package(bundle: Path, output_dir: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -70,6 +81,7 @@ def test_as_the_zoo_verifies_it(bundle):
     monai.bundle.verify_net_in_out(net_id="network_def", bundle_root=str(bundle), **files)
 
     torch.save(MISSU(img_size=128).state_dict(), bundle / "models" / "model.pt")
+    (bundle / "models" / "model.json").unlink()
     exported, weights = bundle / "models" / "verify_model.ts", str(bundle / "models" / "model.pt")
     monai.bundle.ckpt_export(
         net_id="network_def", filepath=str(exported), ckpt_file=weights, bundle_root=str(bundle), **files
@@ -120,14 +132,22 @@ def test_packages_are_the_same_bytes(bundle, tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_no_package_without_weights_unless_told(bundle, tmp_path):
+def test_no_package_without_weights(bundle, tmp_path):
     (bundle / "models" / "model.pt").unlink()
     refused = package(bundle, tmp_path / "dist")
     assert refused.returncode == 1
-    assert "model.pt is not there: train first, or package with WEIGHTS=none." in refused.stderr
+    assert "model.pt and its record model.json should be there, they are not." in refused.stderr
     assert refused.stderr.count("\n") == 1
     assert not (tmp_path / "dist").exists()
-    assert package(bundle, tmp_path / "dist", "--weights", "none").returncode == 0
+
+
+def test_all_weights_with_a_record_are_packed_and_no_others(bundle, tmp_path):
+    write_weights(bundle, "synthetic", b"other weights")
+    (bundle / "models" / "mine.pt").write_bytes(b"of a training")
+    with zipfile.ZipFile(package(bundle, tmp_path / "dist").stdout.strip()) as archive:
+        packed = [name for name in archive.namelist() if "/models/" in name]
+    names = ("model.json", "model.pt", "synthetic.json", "synthetic.pt")
+    assert packed == [f"{NAME}/models/{name}" for name in names]
 
 
 def test_no_package_of_weights_with_the_record_of_others(bundle, tmp_path):
@@ -141,7 +161,7 @@ def test_no_package_of_weights_with_the_record_of_others(bundle, tmp_path):
 
 def test_what_is_over_25_mb_is_listed_with_its_sha256(bundle, tmp_path):
     weights = b"x" * 25_000_001
-    (bundle / "models" / "model.pt").write_bytes(weights)
+    write_weights(bundle, "model", weights)
     with zipfile.ZipFile(package(bundle, tmp_path / "dist").stdout.strip()) as archive:
         archive.extractall(tmp_path)
     listed = (tmp_path / NAME / "large_files.yml").read_text().splitlines()
@@ -171,7 +191,7 @@ def test_unpacked_it_segments_in_an_empty_folder(bundle, tmp_path):
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.json", *paths, *options]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, env=without_path())
     assert done.returncode == 0, done.stderr
-    assert "models/model.pt: of unknown origin" in done.stdout
+    assert "models/model.pt: trained on phantoms" in done.stdout
     assert nib.load(tmp_path / "masks" / "phantom_000_seg.nii.gz").shape == (32, 36, 32)
 
 

@@ -1,7 +1,6 @@
 """The bundle as one zip file, the same bytes for the same content, with its sha256 beside it.
 
-python tools/package.py            # needs bundle/models/model.pt
-python tools/package.py --weights none
+python tools/package.py
 """
 
 from __future__ import annotations
@@ -18,12 +17,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 NAME = "missu_brats_mri_segmentation"
 FOLDERS = ("configs", "docs", "scripts")
-WEIGHTS = ("model.pt", "model.json")
 LARGE = 25e6  # bytes; the zoo wants larger files in large_files.yml
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip file can hold
 
 
-def shipped(bundle: Path, with_weights: bool) -> Iterator[Path]:
+def shipped(bundle: Path) -> Iterator[Path]:
     """The files of a bundle that belong to the package: nothing that a run has written, but the weights."""
     yield bundle / "LICENSE"
     for folder in FOLDERS:
@@ -31,9 +29,13 @@ def shipped(bundle: Path, with_weights: bool) -> Iterator[Path]:
             hidden = any(part.startswith(".") for part in path.relative_to(bundle).parts)
             if path.is_file() and not hidden and "__pycache__" not in path.parts and not is_datalist(path):
                 yield path
-    yield bundle / "models" / ".gitkeep"
-    if with_weights:
-        yield from (path for name in WEIGHTS if (path := bundle / "models" / name).is_file())
+    for weights in weights_of(bundle):
+        yield from (weights, weights.with_suffix(".json"))
+
+
+def weights_of(bundle: Path) -> list[Path]:
+    """The weights that have a record, ``model.pt`` among them; not those that a training has set aside."""
+    return sorted(path for path in (bundle / "models").glob("*.pt") if path.with_suffix(".json").is_file())
 
 
 def is_datalist(path: Path) -> bool:
@@ -52,29 +54,28 @@ def large_files(content: Mapping[str, bytes]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def check_weights(models: Path) -> None:
-    weights, record = (models / name for name in WEIGHTS)
-    if not weights.is_file():
-        raise ValueError(f"{weights} is not there: train first, or package with WEIGHTS=none.")
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    if record.is_file() and f'"{digest}"' not in record.read_text():
-        raise ValueError(
-            f"{weights} is not what {record} tells of, the sha256 differs: restore it, or delete {record}."
-        )
+def check_weights(bundle: Path) -> None:
+    weights = weights_of(bundle)
+    default = bundle / "models" / "model.pt"
+    if default not in weights:
+        raise ValueError(f"{default} and its record {default.with_suffix('.json').name} should be there, they are not.")
+    for path in weights:
+        record = path.with_suffix(".json")
+        if f'"{hashlib.sha256(path.read_bytes()).hexdigest()}"' not in record.read_text():
+            raise ValueError(f"{path} is not what {record} tells of, the sha256 differs: restore it.")
 
 
-def package(bundle: Path, output_dir: Path, with_weights: bool = True) -> Path:
+def package(bundle: Path, output_dir: Path) -> Path:
     """Writes ``<name>_v<version>.zip`` and ``.zip.sha256``.
 
     Raises:
-        ValueError: when there are no weights, though they are wanted, or the record beside them is that of others.
+        ValueError: when the default weights are missing, or a record is that of others.
     """
-    if with_weights:
-        check_weights(bundle / "models")
+    check_weights(bundle)
     version = json.loads((bundle / "configs" / "metadata.json").read_text())["version"]
     output_dir.mkdir(parents=True, exist_ok=True)
     target = output_dir / f"{NAME}_v{version}.zip"
-    content = {path.relative_to(bundle).as_posix(): path.read_bytes() for path in shipped(bundle, with_weights)}
+    content = {path.relative_to(bundle).as_posix(): path.read_bytes() for path in shipped(bundle)}
     if any(len(data) > LARGE for data in content.values()):
         content["large_files.yml"] = large_files(content).encode()
     unfinished = target.with_name(f".{target.name}.{os.getpid()}")
@@ -97,10 +98,9 @@ def main(argv: Sequence[str] | None = None) -> str | None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--bundle", type=Path, default=ROOT / "bundle")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "dist")
-    parser.add_argument("--weights", choices=["required", "none"], default="required")
     args = parser.parse_args(argv)
     try:
-        print(package(args.bundle, args.output_dir, args.weights == "required"))
+        print(package(args.bundle, args.output_dir))
     except ValueError as error:
         return f"Error: {error}"
     return None
