@@ -62,7 +62,8 @@ def segment(
     entry = {"case_id": case_id, "image": {name: str(file.resolve()) for name, file in files.items()}}
     # Beside the mask, so that it moves to its place in one step.
     with tempfile.TemporaryDirectory(prefix=".segment_", dir=output.parent) as folder:
-        datalist = Path(folder) / "datalist.json"
+        datalist, scans = Path(folder) / "datalist.json", Path(folder) / "scans"
+        scans.mkdir()  # empty: the list has their full paths
         datalist.write_text(json.dumps({"inference": [entry]}))
         monai.bundle.run(
             run_id="run",
@@ -71,7 +72,7 @@ def segment(
             logging_file=str(BUNDLE / "configs" / "logging.conf"),
             **{
                 "bundle_root": str(BUNDLE),
-                "dataset_dir": folder,
+                "dataset_dir": str(scans),
                 "data_list_file_path": str(datalist),
                 "may_leave_dataset_dir": True,
                 "output_dir": f"{folder}/masks",
