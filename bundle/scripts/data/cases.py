@@ -132,6 +132,8 @@ def channel_names(root: Path) -> tuple[str, ...]:
         content = json.loads(path.read_text())
         named = content.get("channel_names") or content.get("modality") or {}  # nnU-Net's word and the Decathlon's
         names = [str(named[key]).lower() for key in sorted(named, key=int)]
+        if sorted(map(int, named)) != list(range(len(names))) or not all(names):
+            raise ValueError(f"it has {json.dumps(named)}, where a number or a name is missing")
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, TypeError, AttributeError) as error:

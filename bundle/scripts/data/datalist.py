@@ -21,7 +21,7 @@ from ..files import whole_file
 from .cases import LABEL, MODALITIES, WHOLE, Case, case_id_of, find_cases, list_cases
 from .patients import looks_repeated, patient_of, patients_of, read_patients
 
-__all__ = ["inference_cases", "load_datalist", "make_datalist"]
+__all__ = ["inference_cases", "load_datalist", "make_datalist", "read_datalist"]
 
 logger = logging.getLogger(__name__)
 
@@ -179,6 +179,15 @@ def load_datalist(
     return entries
 
 
+def read_datalist(
+    dataset_dir: str | Path, modalities: Sequence[str], data_list_file_path: str | Path | None
+) -> dict[str, Any]:
+    """The list as it stands in the file, or without one the split that is made of the folder."""
+    if data_list_file_path is None:
+        return make_datalist(dataset_dir, modalities)
+    return _read(Path(data_list_file_path))
+
+
 def _image_files(entry: dict[str, Any]) -> dict[str, str]:
     return entry["image"] if isinstance(entry["image"], dict) else {WHOLE: entry["image"]}
 
@@ -194,10 +203,8 @@ def _entries(
     """The cases of one split with absolute paths, whether or not there is a file."""
     if not root.is_dir():
         raise InputError(f"dataset_dir should be a folder of cases, {root} is not there.")
-    if data_list_file_path is None:
-        name, datalist = "the split of dataset_dir", make_datalist(root, modalities)
-    else:
-        name, datalist = str(data_list_file_path), _read(Path(data_list_file_path))
+    name = "the split of dataset_dir" if data_list_file_path is None else str(data_list_file_path)
+    datalist = read_datalist(root, modalities, data_list_file_path)
     labelled = {case: datalist.get(case, []) for case in LABELLED}
     entries = [entry for of in labelled.values() for entry in of] if split == ALL else datalist.get(split, [])
     if "folds" in datalist and split in ("training", "validation"):

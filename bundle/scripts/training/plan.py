@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from ..arguments import listed
 from ..data.cases import MODALITIES, WHOLE, channel_names, find_cases, first_file
 from ..data.datalist import load_datalist
-from ..data.labels import LABEL_CONVENTIONS, Convention, class_names, num_classes, recorded_convention
+from ..data.labels import LABEL_CONVENTIONS, NAME, Convention, class_names, num_classes, recorded_convention
 from ..data.loading import CT, LoadImageCased
 from ..data.transforms import ValuesToClassesd
 from ..errors import InputError
@@ -93,6 +93,8 @@ def find_modalities(dataset_dir: Path) -> list[str]:
     """
     cases = find_cases(dataset_dir)
     if named := channel_names(dataset_dir):
+        if strange := [name for name in named if not NAME.fullmatch(name)]:
+            raise InputError(f"dataset.json should name channels by letters and digits, it names one {strange[0]!r}.")
         return list(named)
     common = set.intersection(*(set(case.files) for case in cases)) - {"seg", WHOLE}
     if not common:
@@ -262,7 +264,7 @@ def seconds_per_step(crop: Sequence[int], batch_size: int, in_channels: int, out
 
 
 def ordered_axes(centers: Iterable[Mapping[int, np.ndarray]], names: Sequence[str]) -> dict[int, str]:
-    """Axes along which two classes lie in the same order in nearly all cases, and which: a flip would contradict them."""
+    """Axes along which two classes lie in one order in nearly all cases, and which: a flip would contradict them."""
     found: dict[int, str] = {}
     of_cases = list(centers)
     for axis, (first, second) in product(range(3), combinations(range(1, len(names)), 2)):
@@ -310,8 +312,8 @@ def make_plan(
         plan.set(
             "intensities",
             seen.intensities,
-            f"A CT has units: clipped to the percentiles {low} and {high} of what is labelled in {len(seen.box)} cases, "
-            "then less their mean, by their standard deviation. As nnU-Net.",
+            f"A CT has units: clipped to the percentiles {low} and {high} of what is labelled in {len(seen.box)} cases, then "
+            " less their mean, by their standard deviation. As nnU-Net.",
         )
 
     box = seen.box * seen.box_spacing_mm / target
@@ -370,7 +372,7 @@ def make_plan(
     plan.set(
         "cache_rate",
         1.0 if keeps else 0.0,
-        f"The cases take {gib(bytes_of_cases)} of memory, {'less' if keeps else 'more'} than a quarter of what is free.",
+        f"The cases take {gib(bytes_of_cases)} of memory, {'less' if keeps else 'more'} than a quarter of the free.",
     )
     plan.set("num_workers", 0 if keeps else 4, "Processes that load cases; none where they stay in memory.")
     if not is_brats:
@@ -419,8 +421,8 @@ def main(argv: Sequence[str]) -> None:
     convention = arguments.label_convention or of_folder
     if arguments.label_convention is None and not of_folder.is_file():
         raise InputError(
-            f"What the values of labels mean is not guessed, and {of_folder} is not there: give --label_convention, one "
-            f"of {', '.join(LABEL_CONVENTIONS)}, or the path of a dataset.json."
+            f"What the values of labels mean is not guessed, and {of_folder} is not there: give --label_convention, "
+            f"one of {', '.join(LABEL_CONVENTIONS)}, or the path of a dataset.json."
         )
     num_classes(convention)  # before cases are read
     entries = load_datalist(
