@@ -19,7 +19,7 @@ import nibabel as nib
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..arguments import listed
+from ..arguments import listed, mapped
 from ..errors import InputError
 from .cases import LABEL, MODALITIES, case_of
 from .datalist import load_datalist, read_datalist
@@ -60,6 +60,7 @@ def write_raw_folder(
     modalities: Sequence[str],
     label_convention: Convention,
     data_list_file_path: str | Path | None = None,
+    suffixes: Mapping[str, str] | None = None,
 ) -> dict[str, int]:
     """Writes the folder, whole or not at all.
 
@@ -69,6 +70,7 @@ def write_raw_folder(
         modalities: names of the channels, in their order.
         label_convention: of the labels.
         data_list_file_path: the split, from ``python -m scripts datalist``; ``None`` for the one that a training makes.
+        suffixes: of foreign file names, where there is no list.
 
     Returns:
         How many cases are there to train on and to test on.
@@ -84,9 +86,9 @@ def write_raw_folder(
     convention_table(label_convention)
 
     def split(name: str, fold: int | None = None) -> list[dict[str, Any]]:
-        return load_datalist(dataset_dir, name, modalities, data_list_file_path, fold)
+        return load_datalist(dataset_dir, name, modalities, data_list_file_path, fold, suffixes=suffixes)
 
-    datalist = read_datalist(dataset_dir, modalities, data_list_file_path)
+    datalist = read_datalist(dataset_dir, modalities, data_list_file_path, suffixes)
     folds = datalist.get("folds")
     pairs = [
         (split("training", fold), split("validation", fold)) for fold in ([None] if folds is None else range(folds))
@@ -172,6 +174,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--data_list_file_path", type=Path, help="of python -m scripts datalist; default: its own split"
     )
+    parser.add_argument("--suffixes", type=mapped, help="ends of foreign file names: \"{'T1w':'t1','dseg':'seg'}\"")
     arguments = parser.parse_args(argv)
     counts = write_raw_folder(**vars(arguments))
     output = arguments.output_dir

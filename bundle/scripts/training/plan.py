@@ -25,7 +25,7 @@ from monai.losses import DiceCELoss
 from monai.transforms import Compose, Orientationd
 from tqdm.auto import tqdm
 
-from ..arguments import listed
+from ..arguments import listed, mapped
 from ..data.cases import MODALITIES, WHOLE, channel_names, find_cases, first_file
 from ..data.datalist import load_datalist
 from ..data.labels import LABEL_CONVENTIONS, NAME, Convention, class_names, num_classes, recorded_convention
@@ -85,13 +85,13 @@ class Plan:
         self.reasons[knob] = reason
 
 
-def find_modalities(dataset_dir: Path) -> list[str]:
+def find_modalities(dataset_dir: Path, suffixes: Mapping[str, str] | None = None) -> list[str]:
     """The channels that the ``dataset.json`` names, else those that all cases have by their files' names.
 
     Raises:
         InputError: when nothing tells.
     """
-    cases = find_cases(dataset_dir)
+    cases = find_cases(dataset_dir, suffixes=suffixes)
     if named := channel_names(dataset_dir):
         if strange := [name for name in named if not NAME.fullmatch(name)]:
             raise InputError(f"dataset.json should name channels by letters and digits, it names one {strange[0]!r}.")
@@ -413,11 +413,12 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--hours", type=float, help="that the training may take on this machine")
     parser.add_argument("--memory_gib", type=float, help="that the training may take; default: what is free here")
+    parser.add_argument("--suffixes", type=mapped, help="ends of foreign file names: \"{'T1w':'t1','dseg':'seg'}\"")
     arguments = parser.parse_args(argv)
     if arguments.output.exists():
         raise InputError(f"output should be a new file, {arguments.output} exists.")
     of_folder = arguments.dataset_dir / "dataset.json"
-    modalities = arguments.modalities or find_modalities(arguments.dataset_dir)
+    modalities = arguments.modalities or find_modalities(arguments.dataset_dir, arguments.suffixes)
     convention = arguments.label_convention or of_folder
     if arguments.label_convention is None and not of_folder.is_file():
         raise InputError(
@@ -426,10 +427,17 @@ def main(argv: Sequence[str]) -> None:
         )
     num_classes(convention)  # before cases are read
     entries = load_datalist(
-        arguments.dataset_dir, "training", modalities, arguments.data_list_file_path, arguments.fold
+        arguments.dataset_dir,
+        "training",
+        modalities,
+        arguments.data_list_file_path,
+        arguments.fold,
+        suffixes=arguments.suffixes,
     )
     memory = arguments.memory_gib * 2**30 if arguments.memory_gib else memory_of_device()
     plan = make_plan(entries, modalities, convention, memory, arguments.hours)
+    if arguments.suffixes:
+        plan.set("suffixes", arguments.suffixes, "As it was given.")
     about = (
         f"Overlay on train.json for {arguments.dataset_dir.resolve().name}, by python -m scripts plan; change what you "
         "know better. Below, the reason of each value."
