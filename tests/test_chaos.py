@@ -14,8 +14,8 @@ from dicom_files import OBLIQUE, write_series
 from scipy import ndimage
 
 from scripts.__main__ import main
-from scripts.data.labels import class_names
 from scripts.data.datalist import load_datalist
+from scripts.data.labels import class_names
 
 GREY = np.array([0, 63, 126, 189, 252], np.uint8)  # background, liver, right kidney, left kidney, spleen
 SHAPE = (6, 12, 16)  # slices, rows, columns

@@ -450,5 +450,7 @@ def test_foreign_names_by_suffixes(tmp_path, write_case):
         assert Path(entry["label"]).name == f"{entry['case_id']}_dseg.nii.gz"
     next(root.glob("sub-1/anat/*_T1w.nii.gz")).unlink()
     entry = inference_cases(root, ["t1"], "eval", suffixes=suffixes)[1]
-    with pytest.raises(InputError, match=r"Case sub-1: t1 is missing or doubled, its other files are .*_FLAIR\.nii\.gz"):
+    with pytest.raises(
+        InputError, match=r"Case sub-1: t1 is missing or doubled, its other files are .*_FLAIR\.nii\.gz"
+    ):
         LoadImageCased("image", ["t1"])(entry)

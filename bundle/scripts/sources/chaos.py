@@ -3,8 +3,8 @@
     python -m scripts chaos --source <CHAOS>/Train_Sets/MR --output_dir <folder of cases>
 
 MR: case ``chaos_mr_<N>`` with ``t1in``, ``t1out`` and ``t2spir`` on the grid of T2-SPIR, and its mask: 1 liver, 2 right
-kidney, 3 left kidney, 4 spleen. CT: ``chaos_ct_<N>`` with ``ct`` and the mask of the liver. A ``dataset.json`` beside the
-cases names the channels and the labels.
+kidney, 3 left kidney, 4 spleen. CT: ``chaos_ct_<N>`` with ``ct`` and the mask of the liver. A ``dataset.json``
+beside the cases names the channels and the labels.
 """
 
 from __future__ import annotations

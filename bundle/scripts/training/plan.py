@@ -312,8 +312,8 @@ def make_plan(
         plan.set(
             "intensities",
             seen.intensities,
-            f"A CT has units: clipped to the percentiles {low} and {high} of the labelled in {len(seen.box)} cases, then "
-            "less their mean, by their standard deviation. As nnU-Net.",
+            f"A CT has units: clipped to the percentiles {low}, {high} of what is labelled in {len(seen.box)} cases, "
+            "then less its mean, by its standard deviation. As nnU-Net.",
         )
 
     box = seen.box * seen.box_spacing_mm / target
