@@ -171,9 +171,7 @@ def main(argv: Sequence[str]) -> None:
         required=True,
         help=f"of the labels: one of {', '.join(LABEL_CONVENTIONS)}, or the path of a dataset.json",
     )
-    parser.add_argument(
-        "--data_list_file_path", type=Path, help="of python -m scripts datalist; default: its own split"
-    )
+    parser.add_argument("--data_list_file_path", type=Path, help="the split; default: the one that a training makes")
     parser.add_argument("--suffixes", type=mapped, help="ends of foreign file names: \"{'T1w':'t1','dseg':'seg'}\"")
     arguments = parser.parse_args(argv)
     counts = write_raw_folder(**vars(arguments))

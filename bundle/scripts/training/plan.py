@@ -402,9 +402,7 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m scripts plan", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--dataset_dir", type=Path, required=True, help="folder of cases, with a dataset.json or not")
     parser.add_argument("--output", type=Path, required=True, help="the overlay to write, a new .json file")
-    parser.add_argument(
-        "--data_list_file_path", type=Path, help="of python -m scripts datalist; default: its own split"
-    )
+    parser.add_argument("--data_list_file_path", type=Path, help="the split; default: the one that a training makes")
     parser.add_argument("--fold", type=int, help="of a datalist with folds, the one to validate on")
     parser.add_argument("--modalities", type=listed(str), help="default: those that dataset.json or the files name")
     parser.add_argument(
