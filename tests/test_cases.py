@@ -150,10 +150,12 @@ def test_nnunet(tmp_path):
         (None, "should name it, it names 0"),
         ({"channel_names": {"0": "T1"}}, "is channel 1, .*dataset.json should name it, it names 1"),
         ({"channel_names": {"0": "T1", "1": "T1w"}}, "should name each channel once, it names t1, t1"),
+        ({"channel_names": {"0": "T1", "2": "T2"}}, "should name the channels as"),
+        ({"channel_names": {"0": "T1", "1": ""}}, "should name the channels as"),
         ({"channel_names": {"a": "T1"}}, "should name the channels as"),
         ({"channel_names": ["T1"]}, "should name the channels as"),
     ],
-    ids=["none", "too few", "one twice", "no number", "a list"],
+    ids=["none", "too few", "one twice", "a gap", "no name", "no number", "a list"],
 )
 def test_channels_without_a_name_are_refused(tmp_path, content, rule):
     if content is not None:
@@ -161,6 +163,40 @@ def test_channels_without_a_name_are_refused(tmp_path, content, rule):
     touch(tmp_path, "imagesTr/a_0001.nii.gz")
     with pytest.raises(InputError, match=rule):
         find_cases(tmp_path)
+
+
+SUFFIXES = {"T1w": "t1", "ce-gadolinium_T1w": "t1ce", "T2w": "t2", "FLAIR": "flair", "dseg": "seg"}
+
+
+def test_bids_by_suffixes(tmp_path):
+    """Labels lie in a folder of their own; what no suffix names, a brain mask or a second T1w, is in no case."""
+    scans = [f"sub-01/anat/sub-01_{name}.nii.gz" for name in ("T1w", "ce-gadolinium_T1w", "T2w", "FLAIR")]
+    touch(tmp_path, *scans, "derivatives/masks/sub-01/anat/sub-01_dseg.nii.gz", "sub-01/anat/sub-01_mask.nii.gz")
+    [case] = find_cases(tmp_path, suffixes=SUFFIXES)
+    assert case.case_id == "sub-01"
+    assert case.image(MODALITIES) == dict(zip(MODALITIES, (tmp_path / scan for scan in scans)))
+    assert case.file("seg").name == "sub-01_dseg.nii.gz"
+
+
+def test_ucsf_by_suffixes(tmp_path):
+    """Of two files per contrast the map takes one; its names replace those that are known here."""
+    touch(tmp_path, *(f"UCSF-PDGM-0004_{name}.nii.gz" for name in ("T1", "T1_bias", "tumor_segmentation", "T2")))
+    suffixes = {"T1_bias": "t1", "tumor_segmentation": "seg"}
+    [case] = find_cases(tmp_path, suffixes=suffixes)
+    assert case.case_id == "UCSF-PDGM-0004"
+    assert {name: path.name for name, [path] in case.files.items()} == {
+        "t1": "UCSF-PDGM-0004_T1_bias.nii.gz",
+        "seg": "UCSF-PDGM-0004_tumor_segmentation.nii.gz",
+    }
+    with pytest.raises(InputError, match=r"should hold NIfTI files such as <case>_T1GD\.nii\.gz"):
+        find_cases(tmp_path, suffixes={"T1GD": "t1ce"})
+
+
+def test_a_modality_in_two_files_of_one_case_is_doubled(tmp_path):
+    touch(tmp_path, "site1/sub-01_T1w.nii.gz", "site2/sub-01_T1w.nii.gz")
+    [case] = find_cases(tmp_path, suffixes=SUFFIXES)
+    with pytest.raises(InputError, match="t1 is doubled"):
+        case.file("t1")
 
 
 def test_order_is_that_of_the_ids(tmp_path, monkeypatch):

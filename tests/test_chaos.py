@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from scipy import ndimage
 
 from scripts.__main__ import main
 from scripts.data.datalist import load_datalist
+from scripts.data.labels import class_names
 
 GREY = np.array([0, 63, 126, 189, 252], np.uint8)  # background, liver, right kidney, left kidney, spleen
 SHAPE = (6, 12, 16)  # slices, rows, columns
@@ -73,6 +75,9 @@ def test_mr_voxel_for_voxel(tmp_path, capsys):
     assert affines[0][:3, 0] == pytest.approx([-1.2, -0.9, 0], abs=1e-4)
     assert affines[0][:3, 3] == pytest.approx([20, -30, 10], abs=1e-3)
     assert all(np.allclose(affine, affines[0], atol=1e-4) for affine in affines)
+    content = json.loads((tmp_path / "cases" / "dataset.json").read_text())
+    assert content["channel_names"] == {"0": "t1in", "1": "t1out", "2": "t2spir"}
+    assert class_names(content) == ["background", "liver", "right-kidney", "left-kidney", "spleen"]
 
 
 def test_t1_is_brought_onto_the_grid_of_t2(tmp_path):
@@ -111,6 +116,8 @@ def test_ct_by_the_order_of_names(tmp_path):
     assert run(tmp_path / "CT", tmp_path / "cases") is None
     assert (read(tmp_path / "cases/chaos_ct_3/chaos_ct_3_ct.nii.gz") == texture()).all()
     assert (read(tmp_path / "cases/chaos_ct_3/chaos_ct_3_seg.nii.gz") == liver).all()
+    content = json.loads((tmp_path / "cases" / "dataset.json").read_text())
+    assert (content["channel_names"], content["labels"]) == ({"0": "ct"}, {"background": 0, "liver": 1})
 
 
 def test_a_case_without_masks(tmp_path):
@@ -152,7 +159,7 @@ def test_a_bad_case_does_not_keep_the_others(tmp_path, capsys, fault):
     assert str(message).startswith("Error: Case chaos_mr_2: ")
     assert "\n" not in str(message)
     assert sentence in str(message)
-    assert sorted(path.name for path in (tmp_path / "cases").iterdir()) == ["chaos_mr_1", "chaos_mr_3"]
+    assert sorted(path.name for path in (tmp_path / "cases").glob("chaos_*")) == ["chaos_mr_1", "chaos_mr_3"]
     assert "2 cases imported, 0 were there already, 1 skipped." in capsys.readouterr().out
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from scripts.__main__ import main
 from scripts.data.datalist import inference_cases, load_datalist, make_datalist
+from scripts.data.loading import LoadImageCased
 from scripts.errors import InputError
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
@@ -431,3 +432,25 @@ def test_real_patients_with_two_modalities(real_data):
     datalist = make_datalist(real_data / "brats2013", ["flair", "t1ce"], validation_fraction=0)
     assert [len(datalist[split]) for split in SPLITS] == [3, 0, 1]
     assert load_datalist(real_data / "brats2013", "testing", ["flair", "t1ce"])
+
+
+def test_foreign_names_by_suffixes(tmp_path, write_case):
+    """As BIDS names them: a split, a list that needs no map any more, and a case that lacks a file."""
+    root = tmp_path / "bids"
+    for number in range(3):
+        for name, path in write_case(root / f"sub-{number}" / "anat", f"sub-{number}", ["t1", "flair", "seg"]).items():
+            path.rename(path.with_name(path.name.replace(name, {"t1": "T1w", "flair": "FLAIR", "seg": "dseg"}[name])))
+    suffixes = {"T1w": "t1", "FLAIR": "flair", "dseg": "seg"}
+    output = tmp_path / "list.json"
+    arguments = ["--dataset_dir", str(root), "--output", str(output), "--modalities", "['t1','flair']"]
+    assert main(["datalist", *arguments, "--suffixes", str(suffixes)]) is None
+    for path in (output, None):
+        [entry] = load_datalist(root, "testing", ["t1", "flair"], path, suffixes=suffixes)
+        assert Path(entry["image"]["t1"]).name == f"{entry['case_id']}_T1w.nii.gz"
+        assert Path(entry["label"]).name == f"{entry['case_id']}_dseg.nii.gz"
+    next(root.glob("sub-1/anat/*_T1w.nii.gz")).unlink()
+    entry = inference_cases(root, ["t1"], "eval", suffixes=suffixes)[1]
+    with pytest.raises(
+        InputError, match=r"Case sub-1: t1 is missing or doubled, its other files are .*_FLAIR\.nii\.gz"
+    ):
+        LoadImageCased("image", ["t1"])(entry)

@@ -60,6 +60,8 @@ def test_links_lead_somewhere(document):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=names(DOCUMENTS))
 def test_a_document_is_short(document):
+    if document.parent.name == "reference":
+        return  # to be searched, not read
     assert len(document.read_text().splitlines()) <= 300
 
 

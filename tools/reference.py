@@ -40,7 +40,11 @@ MEANING = {
     "skip_existing": "`true` leaves out the cases that have a mask in `output_dir`, so that a run goes on",
     "modalities": "channels of the network, by name, in this order",
     "channel_order": "names of the channels of a 4D file; by default those of its `dataset.json`, else `modalities`",
-    "label_convention": "what the values of labels and masks mean, see [labels](../data.md#labels)",
+    "suffixes": "what foreign file names end with, see [another data set](../datasets.md#foreign-file-names)",
+    "label_convention": (
+        "what the values of labels and masks mean: [of BraTS](../data.md#labels) by name, or a "
+        "[dataset.json](../datasets.md#classes-and-regions)"
+    ),
     "intensities": "`low`, `high`, `mean`, `std` of channels that have units, such as a CT; the others are z-scored",
     "spacing_mm": "voxel size that images are resampled to, each axis; -1 keeps an axis as it is",
     "roi_size": "crop for training, window for inference, grid of the position table; sides divisible by 8",

@@ -19,6 +19,7 @@ COMMANDS = {
     "preflight": ("checks.preflight", "what is wrong with a folder of cases"),
     "datalist": ("data.datalist", "split a folder of cases by patient"),
     "segment": ("inference.segment", "one case by its files, to one mask"),
+    "to_nnunet": ("data.to_nnunet", "cases and their split as nnU-Net wants them"),
     "plan": ("training.plan", "knobs for a data set, from what its files say"),
     "cross_validation": (
         "training.cross_validation",

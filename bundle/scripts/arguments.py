@@ -7,7 +7,7 @@ import ast
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["listed"]
+__all__ = ["listed", "mapped"]
 
 
 def listed(kind: type, length: int | None = None) -> Callable[[str], list[Any]]:
@@ -33,3 +33,16 @@ def listed(kind: type, length: int | None = None) -> Callable[[str], list[Any]]:
         return values
 
     return read
+
+
+def mapped(text: str) -> dict[str, str]:
+    """The ``type`` of an argument that is a mapping from text to text: ``"{'T1w':'t1'}"``."""
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        value = None
+    if not isinstance(value, dict) or not all(
+        isinstance(part, str) and part for pair in value.items() for part in pair
+    ):
+        raise argparse.ArgumentTypeError(f"should be a mapping such as {{'T1w': 't1', 'dseg': 'seg'}}, got {text}")
+    return value

@@ -22,7 +22,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..arguments import listed
+from ..arguments import listed, mapped
 from ..data.cases import LABEL, MODALITIES, Case, case_id_of, case_of, list_cases
 from ..data.labels import Convention, convention_table
 from ..data.patients import patients_of, year_of
@@ -214,6 +214,7 @@ def main(argv: Sequence[str]) -> int | None:
     parser.add_argument("--deep", action="store_true", help="read the voxels, too")
     parser.add_argument("--json", type=Path, help="write the faults to this file, too")
     parser.add_argument("--modalities", type=listed(str), default=MODALITIES, help="those that each case has to have")
+    parser.add_argument("--suffixes", type=mapped, help="ends of foreign file names: \"{'T1w':'t1','dseg':'seg'}\"")
     parser.add_argument("--channel_order", type=listed(str), help="names of the channels of 4D files, in their order")
     parser.add_argument(
         "--label_convention", default="brats2018", help="with --deep: of BraTS by name, or the path of a dataset.json"
@@ -224,7 +225,7 @@ def main(argv: Sequence[str]) -> int | None:
     if convention is not None:
         convention_table(convention)  # an unknown one is no fault of the cases
     result = preflight(
-        list_cases(arguments.dataset_dir),
+        list_cases(arguments.dataset_dir, suffixes=arguments.suffixes),
         arguments.modalities,
         arguments.channel_order,
         convention,

@@ -91,13 +91,24 @@ class FileName(NamedTuple):
     modality: str
 
 
-def split_file_name(path: Path) -> FileName | None:
-    """What a NIfTI file is, by its name and folder alone; ``None`` for any other file."""
+def split_file_name(path: Path, suffixes: Mapping[str, str] | None = None) -> FileName | None:
+    """What a NIfTI file is, by its name and folder alone; ``None`` for any other file.
+
+    Args:
+        path: of the file.
+        suffixes: what the names of a foreign data set end with, and the modality or ``seg`` that it means, in place of
+            the names known here: ``{"T1w": "t1", "ce-gadolinium_T1w": "t1ce", "dseg": "seg"}``. The longest counts.
+    """
     name, folder = path.name, path.parent
     extension = next((end for end in NIFTI_EXTENSIONS if name.lower().endswith(end)), None)
     if extension is None or name.startswith("."):
         return None
     stem = name[: -len(extension)]
+    if suffixes:
+        for suffix in sorted(suffixes, key=len, reverse=True):
+            if re.search(f"[_-]{re.escape(suffix)}$", stem, re.IGNORECASE) and len(stem) > len(suffix) + 1:
+                return FileName(folder, stem[: -len(suffix) - 1], suffixes[suffix])
+        return None
     if modality := MISNAMED.get((folder.name, stem)):
         return FileName(folder, folder.name, modality)
     cut = max(stem.rfind("_"), stem.rfind("-"))
@@ -132,6 +143,8 @@ def channel_names(root: Path) -> tuple[str, ...]:
         content = json.loads(path.read_text())
         named = content.get("channel_names") or content.get("modality") or {}  # nnU-Net's word and the Decathlon's
         names = [str(named[key]).lower() for key in sorted(named, key=int)]
+        if sorted(map(int, named)) != list(range(len(names))) or not all(names):
+            raise ValueError(f"it has {json.dumps(named)}, where a number or a name is missing")
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, TypeError, AttributeError) as error:
@@ -142,25 +155,28 @@ def channel_names(root: Path) -> tuple[str, ...]:
     return channels
 
 
-def group(paths: Sequence[Path]) -> list[Case]:
+def group(paths: Sequence[Path], suffixes: Mapping[str, str] | None = None) -> list[Case]:
     """Cases from files, sorted by case ID: files of one folder with the same case ID belong together.
 
     Files without a modality in their name count as cases (4D) only in the folders of the Decathlon, or where no file
-    has one: beside BraTS cases they are something else, an atlas or a brain mask.
+    has one: beside BraTS cases they are something else, an atlas or a brain mask. With ``suffixes`` the files of a case
+    may lie in several folders, as BIDS keeps labels apart.
     """
-    named = [(path, name) for path in sorted(paths) if (name := split_file_name(path))]
+    named = [(path, name) for path in sorted(paths) if (name := split_file_name(path, suffixes))]
     if any(name.modality not in (WHOLE, LABEL) for _, name in named):
         named = [(path, name) for path, name in named if name.modality != WHOLE or path.parent.name in IMAGE_FOLDERS]
-    cases: dict[tuple[str, Path], Case] = {}
+    cases: dict[tuple[str, Path | None], Case] = {}
     for path, (folder, case_id, modality) in named:
-        case = cases.setdefault((case_id, folder), Case(case_id, folder))
+        case = cases.setdefault((case_id, None if suffixes else folder), Case(case_id, folder))
         case.files.setdefault(modality, []).append(path)
         if path.parent != folder:
             case.channels = channel_names(folder)
     return sorted(cases.values(), key=lambda case: (case.case_id, case.folder))
 
 
-def list_cases(dataset_dir: str | Path, knob: str = "dataset_dir") -> list[Case]:
+def list_cases(
+    dataset_dir: str | Path, knob: str = "dataset_dir", suffixes: Mapping[str, str] | None = None
+) -> list[Case]:
     """All cases of a folder and its subfolders, sorted by case ID; an ID may be there more than once.
 
     NIfTI files that belong to no case are counted in a warning: a label with another name would be missed else.
@@ -168,6 +184,7 @@ def list_cases(dataset_dir: str | Path, knob: str = "dataset_dir") -> list[Case]
     Args:
         dataset_dir: the folder.
         knob: what the user calls it.
+        suffixes: see :func:`split_file_name`.
 
     Raises:
         InputError: when the folder does not exist, cannot be read or holds no case.
@@ -176,15 +193,16 @@ def list_cases(dataset_dir: str | Path, knob: str = "dataset_dir") -> list[Case]
     if not root.is_dir():
         raise InputError(f"{knob} should be a folder of cases, {root} is not there.")
     paths = list(files_below(root))
-    cases = group(paths)
+    cases = group(paths, suffixes)
     if not cases:
-        raise InputError(f"{knob} should hold NIfTI files such as <case>_flair.nii.gz, {root} holds none.")
+        example = f"<case>_{next(iter(suffixes or ['flair']))}.nii.gz"
+        raise InputError(f"{knob} should hold NIfTI files such as {example}, {root} holds none.")
     used = {path for case in cases for files in case.files.values() for path in files}
     others = sorted(path for path in paths if path.name.lower().endswith(NIFTI_EXTENSIONS) and path not in used)
     if others:
         logger.warning(
             f"{len(others)} NIfTI file(s) of {root} belong to no case by their names, such as {others[0]}: "
-            f"a label is called <case>_{LABEL}.nii.gz."
+            f"a label is called <case>_{LABEL}.nii.gz, and suffixes says what other names mean."
         )
     return cases
 
@@ -207,13 +225,15 @@ def files_below(root: Path) -> Iterator[Path]:
         )
 
 
-def find_cases(dataset_dir: str | Path, knob: str = "dataset_dir") -> list[Case]:
+def find_cases(
+    dataset_dir: str | Path, knob: str = "dataset_dir", suffixes: Mapping[str, str] | None = None
+) -> list[Case]:
     """All cases of a folder and its subfolders, sorted by case ID.
 
     Raises:
         InputError: when the folder does not exist or holds no case, or two folders hold the same case ID.
     """
-    cases = list_cases(dataset_dir, knob)
+    cases = list_cases(dataset_dir, knob, suffixes)
     for case, other in pairwise(cases):
         if case.case_id == other.case_id:
             raise InputError(

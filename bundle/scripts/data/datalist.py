@@ -11,17 +11,17 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..arguments import listed
+from ..arguments import listed, mapped
 from ..errors import InputError, flag
 from ..files import whole_file
 from .cases import LABEL, MODALITIES, WHOLE, Case, case_id_of, find_cases, list_cases
 from .patients import looks_repeated, patient_of, patients_of, read_patients
 
-__all__ = ["inference_cases", "load_datalist", "make_datalist"]
+__all__ = ["inference_cases", "load_datalist", "make_datalist", "read_datalist"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ def make_datalist(
     folds: int | None = None,
     exclude: Sequence[str] = (),
     patients: str | Path | None = None,
+    suffixes: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """A Decathlon-style datalist of a folder, split by patient.
 
@@ -58,6 +59,7 @@ def make_datalist(
         exclude: IDs of cases to leave out.
         patients: a table of cases and their patients, as :func:`scripts.data.patients.read_patients` takes it, in place
             of what their names say.
+        suffixes: of foreign file names, as :func:`scripts.data.cases.split_file_name` takes them.
 
     Returns:
         ``training``, ``validation`` (without folds), ``testing`` and ``inference`` (cases without a label), lists of
@@ -68,7 +70,7 @@ def make_datalist(
             is not there, a table lacks a case, or the patients do not suffice.
     """
     root = Path(dataset_dir)
-    cases = list_cases(root)
+    cases = list_cases(root, suffixes=suffixes)
     if unknown := sorted(set(exclude) - {case.case_id for case in cases}):
         raise InputError(f"exclude should name cases of dataset_dir, {root} has no {', '.join(unknown)}.")
     cases = [case for case in cases if case.case_id not in exclude]
@@ -154,6 +156,7 @@ def load_datalist(
     data_list_file_path: str | Path | None = None,
     fold: int | None = None,
     may_leave_dataset_dir: bool = False,
+    suffixes: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """The cases of one split, with absolute paths, for the dataset of a workflow.
 
@@ -165,18 +168,31 @@ def load_datalist(
             same way each time.
         fold: of a list with folds, the one to validate on.
         may_leave_dataset_dir: whether paths of the list may lead out of ``dataset_dir``.
+        suffixes: of foreign file names, where there is no list.
 
     Raises:
         InputError: when the list or one of its files is not there, leads out of ``dataset_dir``, lacks a modality,
             or has no case in this split.
     """
-    entries = _entries(Path(dataset_dir), split, modalities, data_list_file_path, may_leave_dataset_dir, fold)
+    entries = _entries(Path(dataset_dir), split, modalities, data_list_file_path, may_leave_dataset_dir, fold, suffixes)
     for entry in entries:
         labels = {"label": entry["label"]} if "label" in entry else {}
         for name, path in (_image_files(entry) | labels).items():
             if not Path(path).is_file():
                 raise InputError(f"Case {entry['case_id']}: {name} of the datalist is not there, {path}.")
     return entries
+
+
+def read_datalist(
+    dataset_dir: str | Path,
+    modalities: Sequence[str],
+    data_list_file_path: str | Path | None,
+    suffixes: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """The list as it stands in the file, or without one the split that is made of the folder."""
+    if data_list_file_path is None:
+        return make_datalist(dataset_dir, modalities, suffixes=suffixes)
+    return _read(Path(data_list_file_path))
 
 
 def _image_files(entry: dict[str, Any]) -> dict[str, str]:
@@ -190,14 +206,13 @@ def _entries(
     data_list_file_path: str | Path | None,
     may_leave: bool,
     fold: int | None = None,
+    suffixes: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """The cases of one split with absolute paths, whether or not there is a file."""
     if not root.is_dir():
         raise InputError(f"dataset_dir should be a folder of cases, {root} is not there.")
-    if data_list_file_path is None:
-        name, datalist = "the split of dataset_dir", make_datalist(root, modalities)
-    else:
-        name, datalist = str(data_list_file_path), _read(Path(data_list_file_path))
+    name = "the split of dataset_dir" if data_list_file_path is None else str(data_list_file_path)
+    datalist = read_datalist(root, modalities, data_list_file_path, suffixes)
     labelled = {case: datalist.get(case, []) for case in LABELLED}
     entries = [entry for of in labelled.values() for entry in of] if split == ALL else datalist.get(split, [])
     if "folds" in datalist and split in ("training", "validation"):
@@ -300,6 +315,7 @@ def inference_cases(
     data_list_file_path: str | Path | None = None,
     split: str = "inference",
     may_leave_dataset_dir: bool = False,
+    suffixes: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """The cases to segment: those of a datalist's split, or without a list every case of the folder.
 
@@ -314,8 +330,8 @@ def inference_cases(
         entries = _entries(Path(dataset_dir), split, modalities, data_list_file_path, may_leave_dataset_dir)
         entries = [{"case_id": entry["case_id"], "image": entry["image"]} for entry in entries]
     else:
-        cases = [case for case in find_cases(dataset_dir) if set(case.files) - {LABEL}]
-        entries = [{"case_id": case.case_id, "image": _files_to_load(case, modalities)} for case in cases]
+        cases = [case for case in find_cases(dataset_dir, suffixes=suffixes) if set(case.files) - {LABEL}]
+        entries = [{"case_id": case.case_id, "image": _files_to_load(case, modalities, suffixes)} for case in cases]
     if not entries:
         raise InputError(f"dataset_dir should hold scans, {dataset_dir} holds labels only.")
     output = Path(output_dir).resolve()
@@ -330,11 +346,13 @@ def inference_cases(
     return entries
 
 
-def _files_to_load(case: Case, modalities: Sequence[str]) -> str | dict[str, str]:
-    """The files of a case that is whole, else one of them."""
+def _files_to_load(case: Case, modalities: Sequence[str], suffixes: Mapping[str, str] | None) -> str | dict[str, str]:
+    """The files of a case that is whole, else one of them; those that are there once where only suffixes tell them."""
     try:
         image = case.image(modalities)
     except InputError:
+        if suffixes:
+            return {name: str(paths[0]) for name, paths in case.files.items() if name != LABEL and len(paths) == 1}
         return str(next(paths[0] for name, paths in case.files.items() if name != LABEL))
     return {name: str(path) for name, path in image.items()} if isinstance(image, dict) else str(image)
 
@@ -371,6 +389,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--folds", type=int, help="make folds for cross-validation instead of a validation set")
     parser.add_argument("--exclude", type=listed(str), default=[], help="IDs of cases to leave out")
     parser.add_argument("--patients", type=Path, help="CSV table with the columns case and patient")
+    parser.add_argument("--suffixes", type=mapped, help="ends of foreign file names: \"{'T1w':'t1','dseg':'seg'}\"")
     arguments = vars(parser.parse_args(argv))
     output = arguments.pop("output")
     datalist = make_datalist(**arguments)

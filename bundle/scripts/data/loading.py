@@ -93,6 +93,9 @@ class LoadImageCased(LoadImaged):
         case_id = case_id or case.case_id
         files = source if isinstance(source, Mapping) else case.image(self.modalities)
         if isinstance(files, Mapping):
+            if lacking := [name for name in self.modalities if name not in files]:
+                there = ", ".join(map(str, files.values()))
+                raise InputError(f"Case {case_id}: {lacking[0]} is missing or doubled, its other files are {there}.")
             # Unpacking and copying let go of Python's lock, so that the files are read beside each other.
             with ThreadPoolExecutor(len(self.modalities)) as threads:
                 volumes = list(

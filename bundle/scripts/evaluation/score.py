@@ -9,7 +9,7 @@ Labels are ``<case>_seg.nii.gz`` or in one of the layouts of a data set, predict
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from monai.data import MetaTensor
 from tqdm.auto import tqdm
 
-from ..arguments import listed
+from ..arguments import listed, mapped
 from ..data.cases import LABEL, WHOLE, Case, find_cases
 from ..data.labels import Convention, classes_to_regions, regions, values_to_classes
 from ..data.loading import check_same_space, image_loader, read
@@ -35,6 +35,7 @@ def score_masks(
     output_dir: str | Path,
     label_convention: Convention,
     prediction_convention: Convention | None = None,
+    suffixes: Mapping[str, str] | None = None,
     **rules: Any,
 ) -> None:
     """Writes and prints the report of ``configs/evaluate.json`` for masks on disk.
@@ -45,12 +46,15 @@ def score_masks(
         output_dir: folder for the three CSV files.
         label_convention: of the labels; its regions are scored.
         prediction_convention: of the predictions, by default that of the labels.
+        suffixes: of foreign file names of the labels, as :func:`scripts.data.cases.split_file_name` takes them.
         rules: as in :class:`scripts.evaluation.EvaluationReport`.
 
     Raises:
         InputError: when a label or a prediction is missing, cannot be read, lies elsewhere or holds another value.
     """
-    truths = {case.case_id: case.file(LABEL) for case in find_cases(dataset_dir) if LABEL in case.files}
+    truths = {
+        case.case_id: case.file(LABEL) for case in find_cases(dataset_dir, suffixes=suffixes) if LABEL in case.files
+    }
     predictions = {case.case_id: mask_of(case) for case in find_cases(prediction_dir, knob="prediction_dir")}
     for case_id in sorted(truths.keys() ^ predictions.keys()):
         lacking, folder = ("prediction", prediction_dir) if case_id in truths else ("label", dataset_dir)
@@ -90,6 +94,7 @@ def main(argv: Sequence[str]) -> None:
         "--label_convention", required=True, help="of the labels: of BraTS by name, or the path of a dataset.json"
     )
     parser.add_argument("--prediction_convention", help="of the predictions, where it is another")
+    parser.add_argument("--suffixes", type=mapped, help="ends of foreign file names: \"{'T1w':'t1','dseg':'seg'}\"")
     parser.add_argument(
         "--metrics", type=listed(str), default=METRICS, help=f"of {', '.join((*METRICS, *CHAOS_METRICS))}"
     )

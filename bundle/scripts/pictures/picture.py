@@ -28,7 +28,7 @@ from monai.transforms import Orientation
 
 from ..arguments import listed
 from ..data.cases import LABEL, MODALITIES, case_of
-from ..data.labels import LABEL_CONVENTIONS, class_names, values_to_classes
+from ..data.labels import Convention, class_names, values_to_classes
 from ..data.loading import LoadImageCased, check_same_space, image_loader, read
 from ..errors import InputError
 from ..files import whole_file
@@ -67,8 +67,8 @@ def load_case(
     path: str | Path,
     modalities: Sequence[str] = MODALITIES,
     prediction: str | Path | None = None,
-    label_convention: str = "brats2018",
-    prediction_convention: str = "brats2023",
+    label_convention: Convention = "brats2018",
+    prediction_convention: Convention = "brats2023",
 ) -> ShownCase:
     """Reads a case, its label where it has one, and a prediction.
 
@@ -290,7 +290,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--prediction", type=Path, help="predicted label map")
     for name, default in (("label", "brats2018"), ("prediction", "brats2023")):
         parser.add_argument(
-            f"--{name}_convention", choices=sorted(LABEL_CONVENTIONS), default=default, help="default: %(default)s"
+            f"--{name}_convention", default=default, help="of BraTS by name, or a dataset.json; default: %(default)s"
         )
     parser.add_argument("--style", choices=STYLES, default="colors", help="default: %(default)s")
     parser.add_argument("--output", type=Path, required=True, help="the .png file to write")

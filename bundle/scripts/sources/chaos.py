@@ -3,12 +3,14 @@
     python -m scripts chaos --source <CHAOS>/Train_Sets/MR --output_dir <folder of cases>
 
 MR: case ``chaos_mr_<N>`` with ``t1in``, ``t1out`` and ``t2spir`` on the grid of T2-SPIR, and its mask: 1 liver, 2 right
-kidney, 3 left kidney, 4 spleen. CT: ``chaos_ct_<N>`` with ``ct`` and the mask of the liver.
+kidney, 3 left kidney, 4 spleen. CT: ``chaos_ct_<N>`` with ``ct`` and the mask of the liver. A ``dataset.json``
+beside the cases names the channels and the labels.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,14 +20,18 @@ import itk
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..data.cases import LABEL
+from ..data.cases import LABEL, find_cases
 from ..errors import InputError
+from ..files import whole_file
 from .dicom import read_series, sorted_slices, write_image
 
 __all__ = ["import_case", "read_masks", "register"]
 
 # Grey values of the MR masks by class, as the challenge gives them: liver, right kidney, left kidney, spleen.
 GREY_OF_CLASS = {1: range(55, 71), 2: range(110, 136), 3: range(175, 201), 4: range(240, 256)}
+
+LABELS = {"background": 0, "liver": 1, "right-kidney": 2, "left-kidney": 3, "spleen": 4}
+CHANNELS = ("t1in", "t1out", "t2spir", "ct")
 
 
 def read_masks(folder: Path, series: Path, organs: bool) -> np.ndarray:
@@ -195,6 +201,23 @@ def find_sources(source: Path) -> dict[str, Path]:
     return dict(sorted(found.items(), key=lambda item: (item[1].name.zfill(9), item[0])))
 
 
+def write_dataset_json(output_dir: Path) -> None:
+    """Writes the ``dataset.json`` of imported cases in nnU-Net's words, where there is none: what all cases have."""
+    path = output_dir / "dataset.json"
+    if path.exists():
+        return
+    cases = find_cases(output_dir)
+    common = set.intersection(*(set(case.files) for case in cases))
+    has_organs = any(set(case.files) - {"ct", LABEL} for case in cases)
+    content = {
+        "channel_names": {str(number): name for number, name in enumerate(n for n in CHANNELS if n in common)},
+        "labels": LABELS if has_organs else {name: LABELS[name] for name in ("background", "liver")},
+        "file_ending": ".nii.gz",
+    }
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=4) + "\n")
+
+
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m scripts chaos", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--source", type=Path, required=True, help="Train_Sets/MR, Train_Sets/CT or the like")
@@ -213,5 +236,7 @@ def main(argv: Sequence[str]) -> None:
         except (InputError, OSError) as error:
             faults.append(f"Case {case_id}: {error}")
     print(f"{done} cases imported, {there} were there already, {len(faults)} skipped.")
+    if done:
+        write_dataset_json(arguments.output_dir)
     if faults:
         raise InputError("\n".join(faults))

@@ -25,10 +25,10 @@ from monai.losses import DiceCELoss
 from monai.transforms import Compose, Orientationd
 from tqdm.auto import tqdm
 
-from ..arguments import listed
+from ..arguments import listed, mapped
 from ..data.cases import MODALITIES, WHOLE, channel_names, find_cases, first_file
 from ..data.datalist import load_datalist
-from ..data.labels import LABEL_CONVENTIONS, Convention, class_names, num_classes, recorded_convention
+from ..data.labels import LABEL_CONVENTIONS, NAME, Convention, class_names, num_classes, recorded_convention
 from ..data.loading import CT, LoadImageCased
 from ..data.transforms import ValuesToClassesd
 from ..errors import InputError
@@ -85,14 +85,16 @@ class Plan:
         self.reasons[knob] = reason
 
 
-def find_modalities(dataset_dir: Path) -> list[str]:
+def find_modalities(dataset_dir: Path, suffixes: Mapping[str, str] | None = None) -> list[str]:
     """The channels that the ``dataset.json`` names, else those that all cases have by their files' names.
 
     Raises:
         InputError: when nothing tells.
     """
-    cases = find_cases(dataset_dir)
+    cases = find_cases(dataset_dir, suffixes=suffixes)
     if named := channel_names(dataset_dir):
+        if strange := [name for name in named if not NAME.fullmatch(name)]:
+            raise InputError(f"dataset.json should name channels by letters and digits, it names one {strange[0]!r}.")
         return list(named)
     common = set.intersection(*(set(case.files) for case in cases)) - {"seg", WHOLE}
     if not common:
@@ -262,7 +264,7 @@ def seconds_per_step(crop: Sequence[int], batch_size: int, in_channels: int, out
 
 
 def ordered_axes(centers: Iterable[Mapping[int, np.ndarray]], names: Sequence[str]) -> dict[int, str]:
-    """Axes along which two classes lie in the same order in nearly all cases, and which: a flip would contradict them."""
+    """Axes along which two classes lie in one order in nearly all cases, and which: a flip would contradict them."""
     found: dict[int, str] = {}
     of_cases = list(centers)
     for axis, (first, second) in product(range(3), combinations(range(1, len(names)), 2)):
@@ -310,8 +312,8 @@ def make_plan(
         plan.set(
             "intensities",
             seen.intensities,
-            f"A CT has units: clipped to the percentiles {low} and {high} of what is labelled in {len(seen.box)} cases, "
-            "then less their mean, by their standard deviation. As nnU-Net.",
+            f"A CT has units: clipped to the percentiles {low}, {high} of what is labelled in {len(seen.box)} cases, "
+            "then less its mean, by its standard deviation. As nnU-Net.",
         )
 
     box = seen.box * seen.box_spacing_mm / target
@@ -370,7 +372,7 @@ def make_plan(
     plan.set(
         "cache_rate",
         1.0 if keeps else 0.0,
-        f"The cases take {gib(bytes_of_cases)} of memory, {'less' if keeps else 'more'} than a quarter of what is free.",
+        f"The cases take {gib(bytes_of_cases)} of memory, {'less' if keeps else 'more'} than a quarter of the free.",
     )
     plan.set("num_workers", 0 if keeps else 4, "Processes that load cases; none where they stay in memory.")
     if not is_brats:
@@ -400,9 +402,7 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m scripts plan", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--dataset_dir", type=Path, required=True, help="folder of cases, with a dataset.json or not")
     parser.add_argument("--output", type=Path, required=True, help="the overlay to write, a new .json file")
-    parser.add_argument(
-        "--data_list_file_path", type=Path, help="of python -m scripts datalist; default: its own split"
-    )
+    parser.add_argument("--data_list_file_path", type=Path, help="the split; default: the one that a training makes")
     parser.add_argument("--fold", type=int, help="of a datalist with folds, the one to validate on")
     parser.add_argument("--modalities", type=listed(str), help="default: those that dataset.json or the files name")
     parser.add_argument(
@@ -411,23 +411,31 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--hours", type=float, help="that the training may take on this machine")
     parser.add_argument("--memory_gib", type=float, help="that the training may take; default: what is free here")
+    parser.add_argument("--suffixes", type=mapped, help="ends of foreign file names: \"{'T1w':'t1','dseg':'seg'}\"")
     arguments = parser.parse_args(argv)
     if arguments.output.exists():
         raise InputError(f"output should be a new file, {arguments.output} exists.")
     of_folder = arguments.dataset_dir / "dataset.json"
-    modalities = arguments.modalities or find_modalities(arguments.dataset_dir)
+    modalities = arguments.modalities or find_modalities(arguments.dataset_dir, arguments.suffixes)
     convention = arguments.label_convention or of_folder
     if arguments.label_convention is None and not of_folder.is_file():
         raise InputError(
-            f"What the values of labels mean is not guessed, and {of_folder} is not there: give --label_convention, one "
-            f"of {', '.join(LABEL_CONVENTIONS)}, or the path of a dataset.json."
+            f"What the values of labels mean is not guessed, and {of_folder} is not there: give --label_convention, "
+            f"one of {', '.join(LABEL_CONVENTIONS)}, or the path of a dataset.json."
         )
     num_classes(convention)  # before cases are read
     entries = load_datalist(
-        arguments.dataset_dir, "training", modalities, arguments.data_list_file_path, arguments.fold
+        arguments.dataset_dir,
+        "training",
+        modalities,
+        arguments.data_list_file_path,
+        arguments.fold,
+        suffixes=arguments.suffixes,
     )
     memory = arguments.memory_gib * 2**30 if arguments.memory_gib else memory_of_device()
     plan = make_plan(entries, modalities, convention, memory, arguments.hours)
+    if arguments.suffixes:
+        plan.set("suffixes", arguments.suffixes, "As it was given.")
     about = (
         f"Overlay on train.json for {arguments.dataset_dir.resolve().name}, by python -m scripts plan; change what you "
         "know better. Below, the reason of each value."

@@ -1,0 +1,112 @@
+"""Our cases as nnU-Net's raw folder, and that folder read as cases: the same voxels, values and split."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from scripts.__main__ import main
+from scripts.data.cases import list_cases
+from scripts.data.datalist import load_datalist, make_datalist
+from scripts.data.labels import class_names, regions
+from scripts.data.loading import LoadImageCased
+from scripts.data.to_nnunet import dataset_json, write_raw_folder
+from scripts.data.transforms import ValuesToClassesd
+from scripts.errors import InputError
+
+MODALITIES = ("t1", "t1ce", "t2", "flair")
+
+
+def loaded(entry: dict, convention: object) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    case = LoadImageCased(["image", "label"], MODALITIES)(entry)
+    case = ValuesToClassesd("label", convention)(case)
+    return case["image"].numpy(), case["label"].numpy(), case["image"].affine.numpy()
+
+
+def test_there_and_back(tiny_cases, tmp_path, capsys):
+    output = tmp_path / "Dataset001_Tiny"
+    arguments = ["--dataset_dir", str(tiny_cases), "--output_dir", str(output), "--label_convention", "brats2018"]
+    assert main(["to_nnunet", *arguments]) is None
+    assert "copy" in capsys.readouterr().out
+    ours = make_datalist(tiny_cases, MODALITIES)
+    [split] = json.loads((output / "splits_final.json").read_text())
+    for theirs, name in (("train", "training"), ("val", "validation")):
+        assert split[theirs] == [entry["case_id"] for entry in ours[name]]
+    content = json.loads((output / "dataset.json").read_text())
+    assert content == {
+        "channel_names": {"0": "t1", "1": "t1ce", "2": "t2", "3": "flair"},
+        "labels": {"background": 0, "wt": [1, 2, 3], "tc": [1, 3], "et": 3},
+        "regions_class_order": [2, 1, 3],
+        "numTraining": 3,
+        "file_ending": ".nii.gz",
+    }
+    assert regions(content) == regions("brats2018")
+    tested = [entry["case_id"] for entry in ours["testing"]]
+    assert [path.name for path in (output / "labelsTs").iterdir()] == [f"{name}.nii.gz" for name in tested]
+    assert len(list((output / "imagesTr").iterdir())) == 12
+
+    back = {case.case_id: case for case in list_cases(output)}
+    for name in ("training", "validation", "testing"):
+        for entry in load_datalist(tiny_cases, name, MODALITIES):
+            case = back[entry["case_id"]]
+            read = {"case_id": case.case_id, "image": case.image(MODALITIES), "label": case.file("seg")}
+            for one, other in zip(loaded(entry, "brats2018"), loaded(read, output / "dataset.json"), strict=True):
+                np.testing.assert_array_equal(one, other)
+
+    # And once more: what was read as nnU-Net's is written as nnU-Net's.
+    again = tmp_path / "Dataset002_Again"
+    datalist = tmp_path / "datalist.json"
+    datalist.write_text(json.dumps(make_datalist(output, MODALITIES, testing_fraction=0)))
+    write_raw_folder(output, again, MODALITIES, output / "dataset.json", datalist)
+    assert json.loads((again / "dataset.json").read_text()) == content | {"numTraining": 4}
+    assert not (again / "imagesTs").exists()
+
+
+def test_folds_and_one_file_of_all_channels(tmp_path):
+    """The Decathlon's layout, with the channels in another order, and a label whose values leave a gap."""
+    root = tmp_path / "Task"
+    for folder in ("imagesTr", "labelsTr"):
+        (root / folder).mkdir(parents=True)
+    for number in range(4):
+        voxels = np.stack([np.full((4, 5, 6), 10 * channel + number + 1, np.int16) for channel in range(2)], axis=-1)
+        label = np.zeros((4, 5, 6), np.uint8)
+        label[0], label[1] = 2, 5
+        nib.save(nib.Nifti1Image(voxels, np.eye(4)), root / "imagesTr" / f"case_{number}.nii.gz")
+        nib.save(nib.Nifti1Image(label, np.eye(4)), root / "labelsTr" / f"case_{number}.nii.gz")
+    labels = {"0": "background", "2": "left", "5": "right"}
+    (root / "dataset.json").write_text(json.dumps({"modality": {"0": "T2", "1": "ADC"}, "labels": labels}))
+    datalist = tmp_path / "datalist.json"
+    datalist.write_text(json.dumps(make_datalist(root, ["adc", "t2"], testing_fraction=0, folds=2)))
+    output = tmp_path / "Dataset003_Task"
+    write_raw_folder(root, output, ["adc", "t2"], root / "dataset.json", datalist)
+    splits = json.loads((output / "splits_final.json").read_text())
+    assert [len(split["val"]) for split in splits] == [2, 2]
+    assert sorted(splits[0]["val"] + splits[1]["val"]) == [f"case_{number}" for number in range(4)]
+    assert np.unique(nib.load(output / "imagesTr" / "case_3_0000.nii.gz").dataobj).tolist() == [14]
+    assert nib.load(output / "imagesTr" / "case_3_0001.nii.gz").shape == (4, 5, 6)
+    written = json.loads((output / "dataset.json").read_text())
+    assert written["labels"] == {"background": 0, "left": 1, "right": 2}
+    assert class_names(written) == ["background", "left", "right"]
+    assert np.unique(nib.load(output / "labelsTr" / "case_0.nii.gz").dataobj).tolist() == [0, 1, 2]
+
+
+def test_what_is_wrong_leaves_nothing_behind(tiny_cases, tmp_path):
+    output = tmp_path / "out"
+    with pytest.raises(InputError, match=r"^Case case_\d: .* label_convention brats2023 allows the values"):
+        write_raw_folder(tiny_cases, output, MODALITIES, "brats2023")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    with pytest.raises(InputError, match="output_dir should lie outside of dataset_dir"):
+        write_raw_folder(tiny_cases, tiny_cases / "out", MODALITIES, "brats2018")
+    Path(output).mkdir()
+    with pytest.raises(InputError, match="output_dir should be a new folder"):
+        write_raw_folder(tiny_cases, output, MODALITIES, "brats2018")
+
+
+def test_classes_that_do_not_overlap_are_no_regions():
+    liver = {"labels": {"background": [0, 2], "liver": 1}}
+    assert dataset_json(["ct"], liver, 2)["labels"] == {"background": 0, "liver": 1}
+    assert "regions_class_order" not in dataset_json(["ct"], liver, 2)
