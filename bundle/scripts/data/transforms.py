@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Spacingd
+from monai.transforms import MapTransform, RandomizableTransform, Spacingd
 
 from ..errors import InputError
 from .labels import (
@@ -27,6 +27,7 @@ __all__ = [
     "ClassesToValuesd",
     "LargestLogitd",
     "NormalizeChannelsd",
+    "RandModalityDropoutd",
     "RegionsToClassesd",
     "SpacingOfKeysd",
     "ValuesToClassesd",
@@ -132,6 +133,38 @@ def z_score_nonzero(channel: torch.Tensor) -> None:
     mean_square = float(torch.linalg.vector_norm(channel, dtype=torch.float64)) ** 2 / count
     deviation = math.sqrt(max(mean_square - mean**2, 0.0))
     channel.sub_(mean).mul_(nonzero).div_(deviation or 1.0)
+
+
+class RandModalityDropoutd(RandomizableTransform, MapTransform):
+    """With a probability, a random subset of the channels of an image (modalities, H, W, D) is kept, the rest is zero.
+
+    Each subset but the empty one is as likely as another, all channels among them. Comes after the normalization and
+    what changes intensities: a missing modality is zero everywhere, at inference too
+    (:class:`~scripts.data.MissingModalitiesd`).
+
+    Args:
+        keys: of images that lose the same channels.
+        prob: probability.
+    """
+
+    def __init__(self, keys: KeysCollection, prob: float) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, prob)
+        self.kept: list[bool] = []
+
+    def randomize(self, data: int) -> None:
+        """Draws which of so many channels are kept."""
+        super().randomize(None)
+        subset = int(self.R.randint(1, 2**data)) if self._do_transform else -1  # a bit for each channel
+        self.kept = [bool(subset >> channel & 1) for channel in range(data)]
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        self.randomize(len(d[self.first_key(d)]))
+        for key in self.key_iterator(d):
+            if not all(self.kept):  # not in place: the image may be a view of one that is cached
+                d[key] = d[key] * torch.tensor(self.kept).view(-1, 1, 1, 1)
+        return d
 
 
 class LargestLogitd(MapTransform):
