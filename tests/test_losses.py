@@ -168,7 +168,9 @@ def test_each_region_counts_alike_and_is_the_sum_of_its_classes():
 
 def test_regions_in_place_of_classes_are_refused():
     with pytest.raises(ValueError, match=r"should be classes \(B, 1, H, W, D\), got \[1, 3,"):
-        RegionDistillationLoss({"et": [3]})(torch.zeros(1, 3, 2, 2, 2), torch.zeros(1, 3, 2, 2, 2), torch.ones(1, 3, 2, 2, 2))
+        RegionDistillationLoss({"et": [3]})(
+            torch.zeros(1, 3, 2, 2, 2), torch.zeros(1, 3, 2, 2, 2), torch.ones(1, 3, 2, 2, 2)
+        )
 
 
 def modality_loss(total_steps: int = 6) -> ModalityDistillationLoss:

@@ -11,6 +11,7 @@ from torch import nn
 from scripts.networks import MISSU, ModalityDistillation, MultiScaleFusion, SelfDistillation, training_network
 from scripts.training.losses import MISSULoss, ModalityDistillationLoss, RegionDistillationLoss
 
+
 @pytest.fixture
 def image() -> torch.Tensor:
     return torch.rand(2, 2, 16, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -134,7 +135,7 @@ def test_a_teacher_without_weight_leaves_the_student_as_it_is(tiny_network, imag
     """Bit for bit, after steps with the whole loss: nothing but the two losses leads from teacher to student."""
     label = torch.randint(3, (2, 1, 16, 16, 16), generator=torch.Generator().manual_seed(2))
     plain = copy.deepcopy(tiny_network)
-    wrapper, without = ModalityDistillation(tiny_network), modality_loss(regions_weight=0.0, attention_weight=0.0)
+    wrapper, without = ModalityDistillation(tiny_network), modality_loss(distillation_weight=0.0)
     first = copy.deepcopy(wrapper.state_dict())
     both = [
         (plain, lambda: CrossEntropy()(plain(missing_one(image)), label)),

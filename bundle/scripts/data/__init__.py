@@ -16,6 +16,7 @@ from .transforms import (
     RegionsToClassesd,
     SpacingOfKeysd,
     ValuesToClassesd,
+    ZeroMissingd,
     is_nonzero,
     name_by_case,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "SeededSampler",
     "SpacingOfKeysd",
     "ValuesToClassesd",
+    "ZeroMissingd",
     "inference_cases",
     "is_nonzero",
     "load_datalist",

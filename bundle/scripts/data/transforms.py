@@ -31,6 +31,7 @@ __all__ = [
     "RegionsToClassesd",
     "SpacingOfKeysd",
     "ValuesToClassesd",
+    "ZeroMissingd",
     "is_nonzero",
     "name_by_case",
 ]
@@ -140,7 +141,7 @@ class RandModalityDropoutd(RandomizableTransform, MapTransform):
 
     Each subset but the empty one is as likely as another, all channels among them. Comes after the normalization and
     what changes intensities: a missing modality is zero everywhere, at inference too
-    (:class:`~scripts.data.MissingModalitiesd`).
+    (:class:`~scripts.data.ZeroMissingd`).
 
     Args:
         keys: of images that lose the same channels.
@@ -163,7 +164,36 @@ class RandModalityDropoutd(RandomizableTransform, MapTransform):
         self.randomize(len(d[self.first_key(d)]))
         for key in self.key_iterator(d):
             if not all(self.kept):  # not in place: the image may be a view of one that is cached
-                d[key] = d[key] * torch.tensor(self.kept).view(-1, 1, 1, 1)
+                d[key] = d[key] * torch.tensor(self.kept, device=d[key].device).view(-1, 1, 1, 1)
+        return d
+
+
+class ZeroMissingd(MapTransform):
+    """An image of some modalities gets the channels of the network: those that are missing are zero.
+
+    After the normalization, whose mean is zero, as :class:`~scripts.data.RandModalityDropoutd` leaves them out in the
+    training. The image's ``meta`` names them in ``missing``.
+
+    Args:
+        keys: of images.
+        modalities: names of the image's channels, in their order.
+        network_modalities: names of the network's channels, in their order; those of the image are among them.
+    """
+
+    def __init__(self, keys: KeysCollection, modalities: Sequence[str], network_modalities: Sequence[str]) -> None:
+        super().__init__(keys)
+        self.places = [list(network_modalities).index(name) for name in modalities]
+        self.num_channels = len(network_modalities)
+        self.missing = [name for name in network_modalities if name not in modalities]
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d) if self.missing else ():
+            image = d[key]
+            channels = image.as_tensor().new_zeros((self.num_channels, *image.shape[1:]))
+            channels[self.places] = image.as_tensor()
+            meta = {**image.meta, "missing": ", ".join(self.missing)}
+            d[key] = MetaTensor(channels, meta=meta, applied_operations=image.applied_operations)
         return d
 
 

@@ -155,7 +155,7 @@ class MISSULoss(LossOfTerms):
 class ModalityDistillationLoss(LossOfTerms):
     """Loss of a :class:`~scripts.networks.ModalityDistillation`.
 
-    ``L = L_seg(student) + L_seg(teacher) + w(t) (a KL + b L_sd)``, with KL of the regions' probabilities
+    ``L = L_seg(student) + L_seg(teacher) + lambda w(t) (a KL + b L_sd)``, with KL of the regions' probabilities
     (:class:`RegionDistillationLoss`) and L_sd of squared attention maps on stages 2 and 3: stage 1 is one convolution
     of the image. A teacher has little to tell before it has learned: w is 0 in the first third of the training, and
     rises to 1 by two thirds.
@@ -164,6 +164,7 @@ class ModalityDistillationLoss(LossOfTerms):
         segmentation: loss of logits (B, classes, H, W, D) and label (B, 1, H, W, D).
         of_regions: KL.
         total_steps: of the training.
+        distillation_weight: lambda.
         regions_weight: a.
         attention_weight: b.
     """
@@ -173,6 +174,7 @@ class ModalityDistillationLoss(LossOfTerms):
         segmentation: nn.Module,
         of_regions: RegionDistillationLoss,
         total_steps: int,
+        distillation_weight: float = 1.0,
         regions_weight: float = 0.5,
         attention_weight: float = 0.1,
     ) -> None:
@@ -181,6 +183,7 @@ class ModalityDistillationLoss(LossOfTerms):
         self.of_regions = of_regions
         self.of_attention = SelfDistillationLoss(exponent=2)
         self.total_steps = total_steps
+        self.distillation_weight = distillation_weight
         self.regions_weight = regions_weight
         self.attention_weight = attention_weight
         self.num_steps: torch.Tensor
@@ -189,7 +192,7 @@ class ModalityDistillationLoss(LossOfTerms):
     def forward(self, output: SelfDistillationOutput, label: torch.Tensor) -> torch.Tensor:
         if output.teacher_logits is None:
             raise ValueError("The output should be of a ModalityDistillation, its teacher has no logits.")
-        weight = min(max(3 * int(self.num_steps) / self.total_steps - 1, 0.0), 1.0)
+        weight = self.distillation_weight * min(max(3 * int(self.num_steps) / self.total_steps - 1, 0.0), 1.0)
         self.num_steps += 1
         segmentation = self.segmentation(output.logits, label)
         teacher = self.segmentation(output.teacher_logits, label)
