@@ -10,31 +10,60 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from scripts.networks import MISSU, InstanceNorm, MultiScaleFusion, SelfDistillation, Windows
+from scripts.networks.self_distillation import SelfDistillationOutput
+from scripts.training import MISSULoss
 
 
-def begin_as_identity(fusion: MultiScaleFusion) -> None:
-    """Sets the fusion's first weights so that B1..B3 begin as A1..A3, and depart from them where the loss gains.
+class TaughtDistillation(SelfDistillation):
+    """Self-distillation whose gradient stops at the teachers; they learn by the student's decoder, run on B1..B3.
 
-    The paper names no initialisation; with torch's, teachers begin as the skips plus noise of about their size. As
-    in residual networks, the last convolution of each branch, and W_B, begin at zero; W_A begins as the identity.
+    Args:
+        network: the network that is kept after training.
+        from_identity: whether the teachers begin as the students.
     """
-    with torch.no_grad():
-        for stage in fusion.branches:
-            for branch in stage.branches:
-                nn.init.zeros_(branch[-1].weight)
-                nn.init.zeros_(branch[-1].bias)
-        for same_stage, finer_stage in zip(fusion.same_stage, fusion.finer_stage):
-            nn.init.dirac_(same_stage.weight)
-            for parameter in (same_stage.bias, finer_stage.weight, finer_stage.bias):
-                nn.init.zeros_(parameter)
+
+    def __init__(self, network: MISSU, from_identity: bool = False) -> None:
+        super().__init__(network)
+        if from_identity:
+            self.fusion.begin_as_identity()
+
+    def forward(self, x: torch.Tensor) -> SelfDistillationOutput:
+        *students, deepest = self.network.encode(x)
+        teachers = self.fusion(students)
+        bottleneck = self.network.bottleneck(deepest)
+        logits = self.network.decode(bottleneck, students)
+        teacher_logits = self.network.decode(bottleneck, teachers)
+        # A teacher that the distillation loss could move would come down to the student.
+        return SelfDistillationOutput(logits, students, [teacher.detach() for teacher in teachers], teacher_logits)
 
 
-class IdentityDistillation(SelfDistillation):
-    """Self-distillation whose teachers begin as the students."""
+class TaughtLoss(MISSULoss):
+    """``L_seg(student) + L_seg(teacher) + lambda L_sd``.
 
-    def __init__(self, network: MISSU, detach_teacher: bool) -> None:
-        super().__init__(network, detach_teacher)
-        begin_as_identity(self.fusion)
+    Args:
+        segmentation: loss of logits and label.
+        distillation_weight: lambda.
+        ramp_steps: steps in which lambda rises linearly from 0; a teacher has little to tell before it has learned.
+    """
+
+    def __init__(self, segmentation: nn.Module, distillation_weight: float, ramp_steps: int = 0) -> None:
+        super().__init__(segmentation, distillation_weight)
+        self.ramp_steps = ramp_steps
+        self.num_steps: torch.Tensor
+        self.register_buffer("num_steps", torch.tensor(0))  # part of the state that a training goes on from
+
+    def forward(self, output: SelfDistillationOutput, label: torch.Tensor) -> torch.Tensor:
+        self.num_steps += 1
+        weight = self.distillation_weight * min(1.0, int(self.num_steps) / max(1, self.ramp_steps))
+        segmentation = self.segmentation(output.logits, label)
+        teacher = self.segmentation(output.teacher_logits, label)
+        distillation = self.distillation(output.students, output.teachers)
+        return self.summed_up(
+            loss=segmentation + teacher + weight * distillation,
+            segmentation_loss=segmentation,
+            teacher_loss=teacher,
+            distillation_loss=distillation,
+        )
 
 
 class IdentityFusion(MultiScaleFusion):
@@ -42,7 +71,7 @@ class IdentityFusion(MultiScaleFusion):
 
     def __init__(self, channels: Sequence[int]) -> None:
         super().__init__(channels)
-        begin_as_identity(self)
+        self.begin_as_identity()
 
 
 class ResidualStage(nn.Sequential):

@@ -16,7 +16,7 @@ from scripts.data.labels import LABEL_CONVENTIONS
 
 CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
 RECORDED = (
-    *("modalities", "spacing_mm", "intensities", "roi_size", "stretch"),
+    *("modalities", "network_modalities", "spacing_mm", "intensities", "roi_size", "stretch"),
     *("invert_logits", "largest_component_of", "contract"),
 )
 
@@ -98,7 +98,7 @@ def test_the_last_epoch_is_validated_whatever_their_number():
 
 def test_what_stands_twice_is_the_same():
     train, inference, evaluate = load("train.json"), load("inference.json"), load("evaluate.json")
-    for key in ("device", "amp", "network", "normalize", "discretize", "refine"):
+    for key in ("device", "amp", "network", "normalize", "zero_missing", "discretize", "refine"):
         assert train[key] == inference[key], key
     network = {key.split("#")[1]: value for key, value in evaluate.items() if key.startswith("network_def#")}
     assert train["network_def"] | network == inference["network_def"]
@@ -109,7 +109,7 @@ def test_what_stands_twice_is_the_same():
     labelled = [
         transform
         for transform in train["validate"]["preprocessing"]["transforms"]
-        if transform == "@normalize" or transform["_target_"] != "scripts.data.ValuesToClassesd"
+        if isinstance(transform, str) or transform["_target_"] != "scripts.data.ValuesToClassesd"
     ]
     ignored = ("_desc_", "keys", "dtype")
     assert without(labelled, *ignored) == without(inference["preprocessing"]["transforms"], *ignored)

@@ -33,6 +33,11 @@ def load(name: str) -> ModuleType:
 
 runner, ideas = load("run"), load("ideas")
 
+TAUGHT = {
+    "distillation_weight": 0.3,
+    "self_distillation": {"_target_": "ideas.TaughtDistillation", "network": "@network"},
+    "loss#_target_": "ideas.TaughtLoss",
+}
 TINY = {"init_filters": 4, "hidden_size": 8, "mlp_dim": 8, "num_layers": 1, "num_heads": 2}
 
 
@@ -44,7 +49,7 @@ def write_spec(folder: Path, **changes: object) -> Path:
         "iterations": 2,
         "seeds": [0, 1],
         "base": "plain",
-        "variants": {"plain": {}, "taught": {"distillation_weight": 0.3, "detach_teacher": True}},
+        "variants": {"plain": {}, "taught": TAUGHT},
         **changes,
     }
     path = folder / "tiny.json"
@@ -128,12 +133,13 @@ def hippocampi(tmp_path) -> Path:
 
 def test_runs_once_and_goes_on(tmp_path, hippocampi):
     small = {"network_def#" + name: value for name, value in TINY.items()} | {"roi_size": [16, 16, 16]}
-    variants = {"plain": small, "taught": {"distillation_weight": 0.3, "detach_teacher": True, **small}}
+    variants = {"plain": small, "taught": {**TAUGHT, **small}}
     experiment = write_spec(tmp_path, variants=variants, seeds=[0])
     # A copy, so that the runs of this test are not found beside those of the project.
     script = tmp_path / "project" / "experiments" / "run.py"
     script.parent.mkdir(parents=True)
     script.write_text((EXPERIMENTS / "run.py").read_text())
+    (script.parent / "ideas.py").write_text((EXPERIMENTS / "ideas.py").read_text())
     (tmp_path / "project" / "bundle").symlink_to(EXPERIMENTS.parent / "bundle")
     results = script.parent / "results" / "tiny" / "data_2"
     command = [sys.executable, str(script), str(experiment), "--dataset_dir", str(hippocampi)]

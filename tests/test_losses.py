@@ -13,7 +13,14 @@ from torch import nn
 
 from scripts.errors import InputError
 from scripts.networks.self_distillation import SelfDistillationOutput
-from scripts.training.losses import FiniteLoss, MISSULoss, SelfDistillationLoss, attention_map
+from scripts.training.losses import (
+    FiniteLoss,
+    MISSULoss,
+    ModalityDistillationLoss,
+    RegionDistillationLoss,
+    SelfDistillationLoss,
+    attention_map,
+)
 
 
 def feature(*channels: list[float], dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -84,21 +91,19 @@ class MeanDifference(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "teacher_logits", "expected"),
+    ("arguments", "expected"),
     [
         # segmentation (5 + 7) / 2 - 1 = 5, distillation sqrt(2)
-        ({}, None, {"loss": 5 + 0.3 * math.sqrt(2)}),
-        ({"distillation_weight": 0.0}, None, {"loss": 5.0}),
-        # the teacher (9 + 9) / 2 - 1 = 8 beside it
-        ({}, feature([9, 9]), {"loss": 13 + 0.3 * math.sqrt(2), "teacher_loss": 8.0}),
+        ({}, 5 + 0.3 * math.sqrt(2)),
+        ({"distillation_weight": 0.0}, 5.0),
     ],
-    ids=["lambda 0.3", "lambda 0", "teacher's own loss"],
+    ids=["lambda 0.3", "lambda 0"],
 )
-def test_sum_of_the_terms(arguments, teacher_logits, expected):
+def test_sum_of_the_terms(arguments, expected):
     loss = MISSULoss(MeanDifference(), **arguments)
-    output = SelfDistillationOutput(feature([5, 7]), [feature([7, 0])], [feature([0, 1])], teacher_logits)
-    assert loss(output, feature([1, 1])).item() == pytest.approx(expected["loss"])
-    terms = {"segmentation_loss": 5.0, "distillation_loss": math.sqrt(2)} | expected
+    output = SelfDistillationOutput(feature([5, 7]), [feature([7, 0])], [feature([0, 1])])
+    assert loss(output, feature([1, 1])).item() == pytest.approx(expected)
+    terms = {"segmentation_loss": 5.0, "distillation_loss": math.sqrt(2), "loss": expected}
     assert loss.last_terms(None) == pytest.approx(terms)
 
 
@@ -106,7 +111,7 @@ def test_last_terms_are_those_of_the_last_step():
     loss = MISSULoss(MeanDifference())
     same = [feature([1, 0])]
     for logit in (5, 2):
-        loss(SelfDistillationOutput(feature([logit]), same, same, None), feature([1]))
+        loss(SelfDistillationOutput(feature([logit]), same, same), feature([1]))
     assert loss.last_terms(None)["segmentation_loss"] == 1  # 2 - 1
 
 
@@ -116,11 +121,89 @@ def test_a_network_without_teachers():
     assert loss.last_terms(None) == {"loss": 5}
 
 
-def test_lambda_rises_over_the_ramp():
-    loss = MISSULoss(MeanDifference(), distillation_weight=0.4, ramp_steps=4)
-    output = SelfDistillationOutput(feature([0]), [feature([7, 0])], [feature([0, 1])], None)
-    values = [loss(output, feature([0])).item() for _ in range(6)]
-    assert values == pytest.approx([share * math.sqrt(2) for share in (0.1, 0.2, 0.3, 0.4, 0.4, 0.4)])
+def test_squared_maps_and_squared_distance():
+    # squares sum up to (1 + 4, 4) = (5, 4) and to (0, 4): (5, 4) / sqrt(41) and (0, 1), 25 / 41 + (1 - 4 / sqrt(41))^2
+    student, teacher = feature([-1, 2], [2, 0]), feature([0, -2], [0, 0])
+    expected = 25 / 41 + (1 - 4 / math.sqrt(41)) ** 2
+    assert SelfDistillationLoss(exponent=2)([student], [teacher]).item() == pytest.approx(expected)
+
+
+def bernoulli_divergence(teacher: float, student: float) -> float:
+    return teacher * math.log(teacher / student) + (1 - teacher) * math.log((1 - teacher) / (1 - student))
+
+
+def sigmoid(logit: float) -> float:
+    return 1 / (1 + math.exp(-logit))
+
+
+def test_divergence_of_a_region_near_it_where_the_teacher_is_right():
+    # Of two classes the log odds are the difference of the logits. The region is voxel 0, voxel 3 is too far away.
+    label = feature([1, 0, 0, 0])
+    teacher = feature([0, 0, 0, 0], [4, -2, 2, -2])  # wrong about voxel 2
+    student = feature([0, 0, 0, 0], [2, 2, 2, 2])
+    loss = RegionDistillationLoss({"wt": [1]}, temperature=2.0, reach=2)
+    right = [bernoulli_divergence(sigmoid(logit / 2), sigmoid(2 / 2)) for logit in (4, -2)]
+    assert loss(student, teacher, label).item() == pytest.approx(4 * sum(right) / 2, rel=1e-5)
+    assert loss(teacher, teacher, label).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_each_region_counts_alike_and_is_the_sum_of_its_classes():
+    # Voxels of edema, core and core: one, two and no voxels of a region tell as much as each other.
+    label = feature([2, 1, 1])
+    teacher = feature([-9, -9, -9], [0, 3, 3], [1, 0, 0], [-9, -9, -9])
+    student = feature([0, 0, 0], [1, 1, 1], [0, 0, 0], [0, 0, 0])
+    loss = RegionDistillationLoss({"wt": [1, 2, 3], "ed": [2], "et": [3]}, temperature=1.0, reach=0)
+
+    def odds(logits: torch.Tensor, classes: list[int], voxel: int) -> float:
+        probabilities = logits.softmax(1)[0, :, voxel, 0, 0]
+        return float(probabilities[classes].sum())
+
+    expected = [
+        sum(bernoulli_divergence(*(odds(of, classes, voxel) for of in (teacher, student))) for voxel in voxels)
+        / len(voxels)
+        for classes, voxels in (([1, 2, 3], (0, 1, 2)), ([2], (0,)))
+    ]
+    assert loss(student, teacher, label).item() == pytest.approx(sum(expected) / 3, rel=1e-4)
+
+
+def test_regions_in_place_of_classes_are_refused():
+    with pytest.raises(ValueError, match=r"should be classes \(B, 1, H, W, D\), got \[1, 3,"):
+        RegionDistillationLoss({"et": [3]})(
+            torch.zeros(1, 3, 2, 2, 2), torch.zeros(1, 3, 2, 2, 2), torch.ones(1, 3, 2, 2, 2)
+        )
+
+
+def modality_loss(total_steps: int = 6) -> ModalityDistillationLoss:
+    return ModalityDistillationLoss(MeanDifference(), RegionDistillationLoss({"wt": [1]}, reach=0), total_steps)
+
+
+def a_teacher_that_differs() -> SelfDistillationOutput:
+    same, other = feature([1, 0]), feature([0, 1])
+    return SelfDistillationOutput(feature([0, 0], [0, 0]), [same] * 3, [other] * 3, feature([0, 0], [2, 0]))
+
+
+def test_the_teacher_begins_after_a_third_and_counts_in_full_after_two():
+    loss, output, label = modality_loss(), a_teacher_that_differs(), feature([1, 0])
+    totals = []
+    for _ in range(6):
+        totals.append(loss(output, label).item())
+    terms = loss.last_terms(None)
+    # The region's odds are 2 / 2 and 0; two stages at distance sqrt(2), squared; the first one is left out.
+    assert terms["regions_loss"] == pytest.approx(4 * bernoulli_divergence(sigmoid(1), 0.5))
+    assert terms["attention_loss"] == pytest.approx(4)
+    # MeanDifference: logits (0 + 0 + 0 + 0) / 4 and (2 + 0 + 0 + 0) / 4, less the mean label 1 / 2
+    assert (terms["segmentation_loss"], terms["teacher_loss"]) == (-0.5, 0.0)
+    distillation = 0.5 * terms["regions_loss"] + 0.1 * 4
+    assert totals == pytest.approx([-0.5 + weight * distillation for weight in (0, 0, 0, 0.5, 1, 1)])
+
+
+def test_the_schedule_goes_on_with_the_training():
+    output, label = a_teacher_that_differs(), feature([1, 0])
+    one, other = modality_loss(), modality_loss()
+    for _ in range(4):
+        one(output, label)
+    other.load_state_dict(one.state_dict())
+    assert other(output, label).item() == one(output, label).item() != modality_loss()(output, label).item()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -136,18 +219,3 @@ def test_a_loss_that_is_no_number_names_the_cases(value):
     engine.state.output = {"loss": torch.tensor(value)}
     with pytest.raises(InputError, match=f"it is {value} in step 7, with the cases case_1, case_2"):
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
-
-
-def test_the_ramp_goes_on_with_the_training():
-    features = [torch.rand(1, 2, 4, 4, 4)]
-    output = SelfDistillationOutput(torch.zeros(1, 2, 4, 4, 4), features, [torch.rand(1, 2, 4, 4, 4)], None)
-    label = torch.zeros(1, 2, 4, 4, 4)
-    losses = []
-    for stops in (False, True):
-        loss = MISSULoss(nn.MSELoss(), distillation_weight=1.0, ramp_steps=4)
-        loss(output, label)
-        if stops:
-            state, loss = loss.state_dict(), MISSULoss(nn.MSELoss(), distillation_weight=1.0, ramp_steps=4)
-            loss.load_state_dict(state)
-        losses.append(loss(output, label).item())
-    assert losses[0] == losses[1]

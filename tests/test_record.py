@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ignite.engine import Engine
 from monai.bundle import ConfigParser
+from monai.data import MetaTensor
 
 from scripts.errors import InputError, one_sentence
 from scripts.networks import MISSU
@@ -29,9 +31,11 @@ LIVER = {
 }
 
 
-def write_weights(path: Path, case_ids: tuple[str, ...] = ("case_0",), **settings: Any) -> str:
+def write_weights(
+    path: Path, case_ids: tuple[str, ...] = ("case_0",), in_channels: int = 2, out_channels: int = 2, **settings: Any
+) -> str:
     """Weights of a small liver network as a training leaves them."""
-    network = MISSU(in_channels=2, out_channels=2, img_size=[16, 24, 16], num_heads=3, **NETWORK)
+    network = MISSU(in_channels, out_channels, img_size=[16, 24, 16], num_heads=3, **NETWORK)
     data = [{"case_id": case_id, "image": f"/data/{case_id}/{case_id}_t1in.nii.gz"} for case_id in case_ids]
     engine = Engine(lambda *_: None)
     WeightsSaver(str(path), network, only_best=False, data=data, settings={**LIVER, **settings}).attach(engine)
@@ -88,14 +92,15 @@ def test_weights_without_a_record_have_the_defaults(tmp_path, workflow):
 @pytest.mark.parametrize(
     ("knob", "given", "recorded"),
     [
-        ("modalities", ["t2spir", "t1in"], "['t1in', 't2spir']"),
+        ("modalities", ["t1in", "ct"], "['t1in', 't2spir']"),
+        ("network_modalities", ["t2spir", "t1in"], "['t1in', 't2spir']"),
         ("spacing_mm", [1, 1, 1], "[2.5, 2.5, -1]"),
         ("roi_size", [16, 16, 16], "[16, 24, 16]"),
         ("label_convention", "brats2018", "'liver': 1"),
         ("intensities", {"t1in": {"low": 0, "high": 1, "mean": 0, "std": 1}}, "{}"),
         ("network_def#num_heads", 8, "3"),
     ],
-    ids=["modalities", "spacing", "crop", "convention", "intensities", "heads"],
+    ids=["modalities", "channels", "spacing", "crop", "convention", "intensities", "heads"],
 )
 def test_what_differs_from_the_record_is_refused(tmp_path, workflow, knob, given, recorded):
     """The network is what MONAI Label and MONAI Deploy ask for: there they meet the check, too."""
@@ -109,6 +114,47 @@ def test_what_is_the_same_may_be_given(tmp_path):
     knobs = {**LIVER, "spacing_mm": (2.5, 2.5, -1.0), "network_def#num_heads": 3, "network_def#dropout": 0.2}
     config = parser("inference", checkpoint=write_weights(tmp_path / "liver.pt"), **knobs)
     assert config.get_parsed_content("network_def").dropout.p == 0.2  # MONAI Label's active learning sets it
+
+
+FOUR = ["t1", "t1ce", "t2", "flair"]
+
+
+def glioma_weights(path: Path, **settings: Any) -> str:
+    tumor = {"modalities": FOUR, "label_convention": "brats2018", "largest_component_of": [], **settings}
+    return write_weights(path, in_channels=4, out_channels=4, **tumor)
+
+
+@pytest.mark.parametrize("workflow", ["inference", "evaluating"])
+def test_a_missing_modality_is_zero_in_its_channel(tmp_path, workflow, caplog):
+    checkpoint = glioma_weights(tmp_path / "m.pt", modality_dropout=0.5)
+    config = parser(workflow, checkpoint=checkpoint, modalities=["flair", "t2"])  # any order: they go by name
+    assert config.get_parsed_content("network_def").in_channels == 4
+    transform = config.get_parsed_content("zero_missing")
+    image = MetaTensor(torch.stack([torch.full((2, 3, 4), 5.0), torch.full((2, 3, 4), 6.0)]), meta={"case_id": "a"})
+    image = transform({"image": image})["image"]
+    assert image[:, 0, 0, 0].tolist() == [0, 0, 6, 5]
+    assert image.shape == (4, 2, 3, 4)
+    assert image.meta["case_id"] == "a"
+    assert image.meta["missing"] == "t1, t1ce"
+    said = caplog.text
+    assert "Without t1, t1ce: zero in the channels" in said
+    assert "below 0.50 Dice for every published method" in said
+    assert "never saw" not in said
+
+
+def test_what_the_weights_never_saw_is_said(tmp_path, caplog):
+    config = parser("inference", checkpoint=glioma_weights(tmp_path / "m.pt"), modalities=["t1", "t1ce", "t2"])
+    config.get_parsed_content("contract")
+    assert "The weights never saw a case without flair" in caplog.text
+    assert "below 0.50" not in caplog.text  # t1ce is there
+
+
+def test_all_modalities_are_no_reason_to_warn(tmp_path, caplog):
+    config = parser("inference", checkpoint=glioma_weights(tmp_path / "m.pt"))
+    config.get_parsed_content("contract")
+    image = {"image": MetaTensor(torch.rand(4, 2, 3, 4))}
+    assert config.get_parsed_content("zero_missing")(image)["image"] is image["image"]
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 @pytest.mark.parametrize(

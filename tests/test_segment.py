@@ -17,16 +17,19 @@ from scripts.weights.record import arguments_of
 MODALITIES = ["flair", "t1ce"]
 
 
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
+def write_weights(path: Path, **more: float) -> Path:
     """Of two modalities, at 3 mm, with their record."""
     torch.manual_seed(0)
     network = MISSU(2, 4, 16, init_filters=8, hidden_size=16, mlp_dim=16, num_layers=1, num_heads=2)
     settings = {"modalities": MODALITIES, "spacing_mm": [3, 3, 3], "roi_size": [16, 16, 16], "invert_logits": True}
-    record = {"settings": {**settings, "label_convention": "brats2018", "network": arguments_of(network)}}
-    path = tmp_path / "weights.pt"
+    record = {"settings": {**settings, "label_convention": "brats2018", "network": arguments_of(network), **more}}
     save_weights(network, path, {**record, "cases": [], "metrics": {}, "dataset": "phantoms", "epoch": 1})
     return path
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    return write_weights(tmp_path / "weights.pt")
 
 
 def flags(files: dict[str, Path], *names: str) -> list[str]:
@@ -78,3 +81,14 @@ def test_each_modality_of_the_weights_is_asked_for(weights, tiny_case, tmp_path,
         main([*arguments, *flags(tiny_case, "flair")])
     assert end.value.code == 2
     assert "--t1ce" in capsys.readouterr().err
+
+
+def test_a_modality_may_be_left_out_where_the_training_did(tiny_case, tmp_path, capsys):
+    weights = write_weights(tmp_path / "weights.pt", modality_dropout=0.5)
+    output = tmp_path / "masks" / "mask.nii.gz"
+    arguments = ["segment", "--checkpoint", str(weights), "--output", str(output)]
+    assert main([*arguments, *flags(tiny_case, "flair")]) is None
+    assert nib.load(output).header["descrip"] == b"without t1ce"
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert "give a scan by one or more of --flair, --t1ce" in capsys.readouterr().err

@@ -8,10 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from scripts.networks import MISSU, MultiScaleFusion, SelfDistillation, training_network
-from scripts.training.losses import MISSULoss
-
-BOTH = pytest.mark.parametrize("detach_teacher", [False, True], ids=["literal", "detached"])
+from scripts.networks import MISSU, ModalityDistillation, MultiScaleFusion, SelfDistillation, training_network
+from scripts.training.losses import MISSULoss, ModalityDistillationLoss, RegionDistillationLoss
 
 
 @pytest.fixture
@@ -32,10 +30,9 @@ def gradients(module: nn.Module) -> dict[str, float]:
     }
 
 
-@BOTH
 @pytest.mark.parametrize("mode", [True, False], ids=["training", "eval"])
-def test_logits_are_those_of_the_plain_network(tiny_network, image, detach_teacher, mode):
-    wrapper = SelfDistillation(tiny_network, detach_teacher).train(mode)
+def test_logits_are_those_of_the_plain_network(tiny_network, image, mode):
+    wrapper = SelfDistillation(tiny_network).train(mode)
     assert torch.equal(wrapper(image).logits, tiny_network(image))
 
 
@@ -47,17 +44,6 @@ def test_students_and_teachers_are_the_first_three_stages(tiny_network, image):
     for student, feature in zip(output.students, tiny_network.encode(image)[:3], strict=True):
         assert torch.equal(student, feature)
     assert output.teacher_logits is None
-
-
-def test_the_detached_teacher_has_logits_of_the_same_decoder(tiny_network, image):
-    wrapper = SelfDistillation(tiny_network, detach_teacher=True)
-    for weight in wrapper.fusion.parameters():
-        nn.init.zeros_(weight)
-    for conv in wrapper.fusion.same_stage:
-        nn.init.dirac_(conv.weight)
-    # B = A now, so the same decoder has to give the same logits.
-    output = wrapper(image)
-    torch.testing.assert_close(output.teacher_logits, output.logits)
 
 
 def test_nothing_of_it_is_in_the_saved_weights(tiny_network, image):
@@ -76,39 +62,28 @@ def test_nothing_of_it_is_in_the_saved_weights(tiny_network, image):
     assert torch.equal(restored.eval()(image), before)
 
 
-@BOTH
-def test_each_weight_receives_gradient(tiny_network, image, detach_teacher):
+def test_each_weight_receives_gradient(tiny_network, image):
     """So that DDP needs no find_unused_parameters."""
-    wrapper = SelfDistillation(tiny_network, detach_teacher)
+    wrapper = SelfDistillation(tiny_network)
     label = torch.randint(3, (2, 1, 16, 16, 16), generator=torch.Generator().manual_seed(2))
     MISSULoss(CrossEntropy())(wrapper(image), label).backward()
     without = [name for name, largest in gradients(wrapper).items() if not largest > 0]
     assert without == []
 
 
-@BOTH
-def test_where_the_distillation_loss_stops(tiny_network, image, detach_teacher):
-    wrapper = SelfDistillation(tiny_network, detach_teacher)
+def test_the_distillation_loss_moves_both_sides(tiny_network, image):
+    wrapper = SelfDistillation(tiny_network)
     loss = MISSULoss(CrossEntropy())
     output = wrapper(image)
     loss.distillation(output.students, output.teachers).backward()
-    moved = {largest > 0 for largest in gradients(wrapper.fusion).values()}
-    assert moved == ({False} if detach_teacher else {True})
-    assert gradients(tiny_network.encoder)["0.0.0.weight"] > 0  # the students always learn
-
-
-def test_the_detached_teacher_learns_from_the_segmentation(tiny_network, image):
-    wrapper = SelfDistillation(tiny_network, detach_teacher=True)
-    output = wrapper(image)
-    CrossEntropy()(output.teacher_logits, torch.ones(2, 1, 16, 16, 16, dtype=torch.long)).backward()
     assert min(gradients(wrapper.fusion).values()) > 0
+    assert gradients(tiny_network.encoder)["0.0.0.weight"] > 0
 
 
 def test_what_is_trained(tiny_network):
     assert training_network(tiny_network, distillation_weight=0.0) is tiny_network
-    wrapper = training_network(tiny_network, distillation_weight=0.3, detach_teacher="true")
+    wrapper = training_network(tiny_network, distillation_weight=0.3)
     assert wrapper.network is tiny_network
-    assert wrapper.detach_teacher is True
 
 
 def test_fused_skips_leave_nothing_to_distill():
@@ -132,13 +107,12 @@ def forward_counting_kept(module: nn.Module, image: torch.Tensor):
     return output, sum(kept)
 
 
-@BOTH
-def test_checkpointing_changes_memory_alone(tiny_network, image, detach_teacher):
+def test_checkpointing_changes_memory_alone(tiny_network, image):
     label = (image[:, :1] > 0.5).long()
     results = {}
     for checkpointing in (False, True):
         torch.manual_seed(0)
-        wrapper = SelfDistillation(copy.deepcopy(tiny_network), detach_teacher, checkpointing)
+        wrapper = SelfDistillation(copy.deepcopy(tiny_network), checkpointing)
         output, kept = forward_counting_kept(wrapper, image)
         MISSULoss(CrossEntropy())(output, label).backward()
         results[checkpointing] = wrapper.state_dict(), gradients(wrapper), kept
@@ -147,3 +121,58 @@ def test_checkpointing_changes_memory_alone(tiny_network, image, detach_teacher)
     assert list(weights) == list(same_weights)
     assert checkpointed == pytest.approx(plain, rel=1e-4, abs=1e-7)
     assert kept_less < 0.9 * kept
+
+
+def missing_one(image: torch.Tensor) -> torch.Tensor:
+    return image * torch.tensor([1.0, 0.0]).view(1, 2, 1, 1, 1)
+
+
+def modality_loss(**weights: float) -> ModalityDistillationLoss:
+    return ModalityDistillationLoss(CrossEntropy(), RegionDistillationLoss({"a": [1], "b": [2]}), 1, **weights)
+
+
+def test_a_teacher_without_weight_leaves_the_student_as_it_is(tiny_network, image):
+    """Bit for bit, after steps with the whole loss: nothing but the two losses leads from teacher to student."""
+    label = torch.randint(3, (2, 1, 16, 16, 16), generator=torch.Generator().manual_seed(2))
+    plain = copy.deepcopy(tiny_network)
+    wrapper, without = ModalityDistillation(tiny_network), modality_loss(distillation_weight=0.0)
+    first = copy.deepcopy(wrapper.state_dict())
+    both = [
+        (plain, lambda: CrossEntropy()(plain(missing_one(image)), label)),
+        (wrapper, lambda: without(wrapper(missing_one(image), image), label)),
+    ]
+    for module, loss in both:
+        optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss().backward()
+            optimizer.step()
+    for name, weight in plain.state_dict().items():
+        assert torch.equal(weight, wrapper.network.state_dict()[name]), name
+    moved = [name for name, weight in wrapper.state_dict().items() if not torch.equal(weight, first[name])]
+    assert {name.split(".")[0] for name in moved} == {"network", "fusion", "decoder", "head"}
+
+
+def test_the_teacher_begins_as_the_student_on_all_modalities(tiny_network, image):
+    output = ModalityDistillation(tiny_network)(missing_one(image), image)
+    torch.testing.assert_close(output.teacher_logits, tiny_network(image))
+    assert torch.equal(output.logits, tiny_network(missing_one(image)))
+    assert not torch.allclose(output.logits, output.teacher_logits)
+
+
+def test_what_the_losses_of_a_modality_teacher_move(tiny_network, image):
+    wrapper, label = ModalityDistillation(tiny_network), torch.ones(2, 1, 16, 16, 16, dtype=torch.long)
+    loss = modality_loss()
+
+    def moved(term: torch.Tensor) -> set[str]:
+        wrapper.zero_grad()
+        term.backward()
+        return {name.split(".")[0] for name, largest in gradients(wrapper).items() if largest > 0}
+
+    output = wrapper(missing_one(image), image)
+    teacher = {"fusion", "decoder", "head"}
+    assert moved(loss.of_attention(output.students[1:], output.teachers[1:])) == {"network"}
+    assert moved(CrossEntropy()(wrapper(missing_one(image), image).teacher_logits, label)) == teacher
+    loss.num_steps.fill_(1)  # in full
+    assert moved(loss(wrapper(missing_one(image), image), label)) == {"network", *teacher}
+    assert min(gradients(wrapper).values()) > -1  # so that DDP needs no find_unused_parameters

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections import Counter
 from pathlib import Path
 
 import nibabel as nib
@@ -20,6 +21,7 @@ from scripts.data.transforms import (
     ClassesToValuesd,
     LargestLogitd,
     NormalizeChannelsd,
+    RandModalityDropoutd,
     SpacingOfKeysd,
     ValuesToClassesd,
     is_nonzero,
@@ -493,3 +495,40 @@ def test_a_real_case(real_data):
         brain = channel[channel != 0]
         assert brain.mean().item() == pytest.approx(0, abs=1e-3)
         assert brain.std().item() == pytest.approx(1, abs=1e-3)
+
+
+def dropped(prob: float, seed: int, keys: tuple[str, ...] = ("image",)) -> list[bool]:
+    transform = RandModalityDropoutd(keys, prob).set_random_state(seed=seed)
+    result = transform({key: torch.ones(4, 2, 2, 2) for key in keys})
+    for key in keys:
+        assert torch.equal(result[key], result[keys[0]])
+    volumes = result[keys[0]].flatten(1)
+    assert bool(((volumes == 0) | (volumes == 1)).all())
+    assert torch.equal(volumes.amin(1), volumes.amax(1))  # a modality is there, or is not
+    return [bool(volume) for volume in volumes[:, 0]]
+
+
+def test_each_subset_of_the_modalities_is_as_likely_but_the_empty_one():
+    subsets = [tuple(dropped(1.0, seed)) for seed in range(600)]
+    counts = Counter(subsets)
+    assert len(counts) == 15
+    assert (False,) * 4 not in counts
+    assert min(counts.values()) > 15  # 40 +- 6.1
+    assert max(counts.values()) < 75
+
+
+def test_modalities_are_dropped_as_often_as_asked_for():
+    assert all(all(dropped(0.0, seed)) for seed in range(5))
+    share = np.mean([all(dropped(0.5, seed)) for seed in range(400)])
+    assert share == pytest.approx(0.5 + 0.5 / 15, abs=0.08)
+
+
+def test_images_lose_the_same_modalities_and_a_seed_says_which():
+    assert [dropped(0.9, seed, ("image", "complete")) for seed in range(8)] == [dropped(0.9, seed) for seed in range(8)]
+
+
+def test_what_is_dropped_is_not_dropped_in_the_cache():
+    image = torch.ones(4, 2, 2, 2)
+    transform = RandModalityDropoutd("image", 1.0).set_random_state(seed=0)
+    assert any(not bool(transform({"image": image})["image"].all()) for _ in range(5))
+    assert bool(image.all())

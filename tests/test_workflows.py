@@ -121,6 +121,34 @@ def test_training_shows_the_loss_terms_apart(trained):
     assert {"loss", "segmentation_loss", "distillation_loss", "dice"} <= set(tags)
 
 
+def test_a_teacher_of_all_modalities_leaves_a_network_for_any(phantoms, tmp_path):
+    """Trained by the overlay, used and scored without T1ce; the mask and the scores say so."""
+    more = ["--max_epochs", "1", "--distillation_weight", "1.0"]
+    trained = run("training", "--config_file", configs("train", "teacher"), *training(phantoms, tmp_path, *more))
+    assert trained.returncode == 0, trained.stderr
+    assert trained.stdout.count("regions_loss: ") == 2
+    path = tmp_path / "models" / "model_final.pt"
+    MISSU(img_size=16, **SMALL_NETWORK).load_state_dict(torch.load(path, weights_only=True))  # no teacher in it
+    assert json.loads(path.with_suffix(".json").read_text())["settings"]["modality_dropout"] == 0.75
+
+    some = ["--modalities", "['t1','t2','flair']"]
+    segmented = segment(phantoms, path, tmp_path / "masks", *some)
+    assert segmented.returncode == 0, segmented.stderr
+    assert "Without t1ce" in segmented.stdout + segmented.stderr
+    mask = nib.load(tmp_path / "masks" / "phantom_000_seg.nii.gz")
+    assert mask.header["descrip"] == b"without t1ce"
+
+    scores = {}
+    for name, chosen in (("some", some), ("all", [])):
+        paths = ["--dataset_dir", str(phantoms), "--checkpoint", str(path), "--output_dir", str(tmp_path / name)]
+        scored = run("evaluating", "--config_file", configs("train", "evaluate"), *paths, "--num_workers", "0", *chosen)
+        assert scored.returncode == 0, scored.stderr
+        scores[name] = (tmp_path / name / "metrics.csv").read_text()
+    assert scores["some"] != scores["all"]
+    assert json.loads((tmp_path / "some" / "evaluation.json").read_text())["missing"] == ["t1ce"]
+    assert json.loads((tmp_path / "all" / "evaluation.json").read_text())["missing"] == []
+
+
 def test_no_bar_gets_into_a_log(trained):
     _, result = trained
     assert "\r" not in result.stdout + result.stderr

@@ -38,7 +38,8 @@ MEANING = {
     "output_dir": "where masks, tables and TensorBoard files go",
     "checkpoint": "the weights to use",
     "skip_existing": "`true` leaves out the cases that have a mask in `output_dir`, so that a run goes on",
-    "modalities": "channels of the network, by name, in this order",
+    "modalities": "those of the cases, by name; in a training the channels of the network, in this order",
+    "network_modalities": "channels of the network, by name, in this order; `modalities` may be some of them",
     "channel_order": "names of the channels of a 4D file; by default those of its `dataset.json`, else `modalities`",
     "suffixes": "what foreign file names end with, see [another data set](../datasets.md#foreign-file-names)",
     "label_convention": (
@@ -51,14 +52,13 @@ MEANING = {
     "batch_size": "cases a step, per process; the paper: 4 on 8 GPUs",
     "max_epochs": "epochs; the paper: 1000",
     "learning_rate": "at the start; falls by poly decay of power 0.9 per iteration to 0 at the end; the paper: 0.0004",
+    "modality_dropout": (
+        "probability with which a sample of the training keeps a random subset of its modalities, the rest zero: for "
+        "weights that [do without some](../segment.md)"
+    ),
     "distillation_weight": (
         "lambda, the weight of the distillation loss; above 0 the fusion block is trained beside the network. The "
         "paper: 0.3. Off, as [it did not help](../about/experiments.md)"
-    ),
-    "distillation_ramp_steps": "steps in which `distillation_weight` rises from 0; 0: it holds from the start",
-    "detach_teacher": (
-        "`true` stops the gradient of the distillation loss at the teacher, see "
-        "[architecture](../about/architecture.md#self-distillation)"
     ),
     "checkpointing": "`true` computes the fusion's branches twice instead of keeping them in memory, with distillation",
     "val_interval": "epochs between validations",

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Spacingd
+from monai.transforms import MapTransform, RandomizableTransform, Spacingd
 
 from ..errors import InputError
 from .labels import (
@@ -27,9 +27,11 @@ __all__ = [
     "ClassesToValuesd",
     "LargestLogitd",
     "NormalizeChannelsd",
+    "RandModalityDropoutd",
     "RegionsToClassesd",
     "SpacingOfKeysd",
     "ValuesToClassesd",
+    "ZeroMissingd",
     "is_nonzero",
     "name_by_case",
 ]
@@ -132,6 +134,67 @@ def z_score_nonzero(channel: torch.Tensor) -> None:
     mean_square = float(torch.linalg.vector_norm(channel, dtype=torch.float64)) ** 2 / count
     deviation = math.sqrt(max(mean_square - mean**2, 0.0))
     channel.sub_(mean).mul_(nonzero).div_(deviation or 1.0)
+
+
+class RandModalityDropoutd(RandomizableTransform, MapTransform):
+    """With a probability, a random subset of the channels of an image (modalities, H, W, D) is kept, the rest is zero.
+
+    Each subset but the empty one is as likely as another, all channels among them. Comes after the normalization and
+    what changes intensities: a missing modality is zero everywhere, at inference too
+    (:class:`~scripts.data.ZeroMissingd`).
+
+    Args:
+        keys: of images that lose the same channels.
+        prob: probability.
+    """
+
+    def __init__(self, keys: KeysCollection, prob: float) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, prob)
+        self.kept: list[bool] = []
+
+    def randomize(self, data: int) -> None:
+        """Draws which of so many channels are kept."""
+        super().randomize(None)
+        subset = int(self.R.randint(1, 2**data)) if self._do_transform else -1  # a bit for each channel
+        self.kept = [bool(subset >> channel & 1) for channel in range(data)]
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        self.randomize(len(d[self.first_key(d)]))
+        for key in self.key_iterator(d):
+            if not all(self.kept):  # not in place: the image may be a view of one that is cached
+                d[key] = d[key] * torch.tensor(self.kept, device=d[key].device).view(-1, 1, 1, 1)
+        return d
+
+
+class ZeroMissingd(MapTransform):
+    """An image of some modalities gets the channels of the network: those that are missing are zero.
+
+    After the normalization, whose mean is zero, as :class:`~scripts.data.RandModalityDropoutd` leaves them out in the
+    training. The image's ``meta`` names them in ``missing``.
+
+    Args:
+        keys: of images.
+        modalities: names of the image's channels, in their order.
+        network_modalities: names of the network's channels, in their order; those of the image are among them.
+    """
+
+    def __init__(self, keys: KeysCollection, modalities: Sequence[str], network_modalities: Sequence[str]) -> None:
+        super().__init__(keys)
+        self.places = [list(network_modalities).index(name) for name in modalities]
+        self.num_channels = len(network_modalities)
+        self.missing = [name for name in network_modalities if name not in modalities]
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d) if self.missing else ():
+            image = d[key]
+            channels = image.as_tensor().new_zeros((self.num_channels, *image.shape[1:]))
+            channels[self.places] = image.as_tensor()
+            meta = {**image.meta, "missing": ", ".join(self.missing)}
+            d[key] = MetaTensor(channels, meta=meta, applied_operations=image.applied_operations)
+        return d
 
 
 class LargestLogitd(MapTransform):

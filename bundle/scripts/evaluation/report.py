@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -43,6 +44,7 @@ class EvaluationReport:
             :func:`scripts.evaluation.score_region`, where they are not its defaults.
         patients: the patient of each case, by case ID; by default as the names of the cases say. The intervals of the
             means are over patients.
+        about: what else there is to tell, such as the modalities that were missing, for ``evaluation.json``.
     """
 
     def __init__(
@@ -51,11 +53,13 @@ class EvaluationReport:
         regions: Sequence[str],
         rules: Mapping[str, Any] | None = None,
         patients: Mapping[str, str] | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.regions = tuple(regions)
         self.rules = dict(rules or {})
         self.patients = patients
+        self.about = about
         self.scored: list[tuple[str, dict[str, float], list[list[str]]]] = []
 
     def attach(self, engine: Engine) -> None:
@@ -100,6 +104,9 @@ class EvaluationReport:
         cases = sorted({case_id: (case_id, row, lesions) for case_id, row, lesions in scored}.values())
         rows = [[case_id, *(f"{score:.4f}" for score in row.values())] for case_id, row, _ in cases]
         lesions = [row for _, _, rows in cases for row in rows]
+        if self.about is not None:
+            with whole_file(self.output_dir / "evaluation.json") as temporary:
+                temporary.write_text(json.dumps(self.about, indent=2, default=str) + "\n")
         write_report(self.output_dir, [["case", *cases[0][1]], *rows], [LESION_COLUMNS, *lesions], self.patients)
 
 

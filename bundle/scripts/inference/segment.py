@@ -2,7 +2,8 @@
 
     python -m scripts segment --t1 a.nii.gz --t1ce b.nii.gz --t2 c.nii.gz --flair d.nii.gz --output mask.nii.gz
 
-There is a flag for each modality that the weights were trained on, by their record; knobs of ``inference.json`` follow
+There is a flag for each modality that the weights were trained on, by their record. Where that was with
+``modality_dropout``, some may be left out; knobs of ``inference.json`` follow
 after ``--``, such as ``-- --label_convention brats2018``.
 """
 
@@ -77,6 +78,7 @@ def segment(
                 "may_leave_dataset_dir": True,
                 "output_dir": f"{folder}/masks",
                 "checkpoint": str(checkpoint),
+                "modalities": list(files),
                 "num_workers": 0,
                 **knobs,
             },
@@ -115,14 +117,17 @@ def main(argv: Sequence[str]) -> None:
     )
     weights, _ = common.parse_known_args(argv)
     modalities = recorded(str(weights.checkpoint), "modalities", list(MODALITIES))
+    may_miss = bool(recorded(str(weights.checkpoint), "modality_dropout", 0.0))
     parser = argparse.ArgumentParser(
         prog="python -m scripts segment", description=(__doc__ or "").split("\n")[0], parents=[common]
     )
     for name in modalities:
-        parser.add_argument(f"--{name}", type=Path, required=True, help=f"the scan of {name}, NIfTI")
+        parser.add_argument(f"--{name}", type=Path, required=not may_miss, help=f"the scan of {name}, NIfTI")
     parser.add_argument("--output", type=Path, required=True, help="the mask, a new .nii.gz")
     end = argv.index("--") if "--" in argv else len(argv)
     arguments, knobs = parser.parse_args(argv[:end]), argv[end + 1 :]
-    files = {name: getattr(arguments, name) for name in modalities}
+    files = {name: file for name in modalities if (file := getattr(arguments, name)) is not None}
+    if not files:
+        parser.error(f"give a scan by one or more of {', '.join(f'--{name}' for name in modalities)}")
     segment(files, arguments.output, arguments.checkpoint, arguments.config_file, parse_knobs(knobs))
     print(arguments.output)

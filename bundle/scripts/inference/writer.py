@@ -25,6 +25,9 @@ GEOMETRY = (
 )
 
 
+DESCRIPTION_BYTES = 79  # of a NIfTI header, less the zero at its end
+
+
 class MaskLayout(FolderLayoutBase):
     """``folder_layout`` of ``SaveImaged``: MONAI's own cuts a case's ID at its first dot.
 
@@ -44,7 +47,8 @@ class AtomicNibabelWriter(NibabelWriter):
     """Writer for ``SaveImaged`` that leaves a whole file or none.
 
     A mask on the grid of its scan takes the scan's unit, qform and sform with their codes, as some readers go by the
-    one and some by the other. MONAI's writer takes millimeters for unknown, and the code 1 for both.
+    one and some by the other. MONAI's writer takes millimeters for unknown, and the code 1 for both. The description in
+    the header names the modalities that were missing.
     """
 
     def set_metadata(self, meta_dict: Mapping | None, resample: bool = True, **options: Any) -> None:
@@ -62,6 +66,8 @@ class AtomicNibabelWriter(NibabelWriter):
             header.set_xyzt_units("mm")
             for set_form in (image.set_sform, image.set_qform):
                 set_form(image.affine, code="scanner")
+        if self.scan.get("missing"):
+            header["descrip"] = f"without {self.scan['missing']}"[:DESCRIPTION_BYTES]
         with whole_file(filename) as temporary:
             nib.save(nib.Nifti1Image(image.dataobj, None, header), temporary)
         if verbose:

@@ -57,6 +57,21 @@ class MultiScaleFusion(nn.Module):
             nn.Conv3d(finer, width, kernel_size=3, stride=2, padding=1) for finer, width in pairwise(channels)
         )
 
+    def begin_as_identity(self) -> None:
+        """Sets the first weights so that B1..B3 begin as A1..A3, and depart from them where the loss gains.
+
+        The paper names no initialization; with torch's, B begins as A plus noise of about its size. As in residual
+        networks, the last convolution of each branch, and W_B, begin at zero; W_A begins as the identity.
+        """
+        for stage in self.branches:
+            for branch in stage.branches:
+                nn.init.zeros_(branch[-1].weight)
+                nn.init.zeros_(branch[-1].bias)
+        for same_stage, finer_stage in zip(self.same_stage, self.finer_stage):
+            nn.init.dirac_(same_stage.weight)
+            for parameter in (same_stage.bias, finer_stage.weight, finer_stage.bias):
+                nn.init.zeros_(parameter)
+
     def forward(self, skips: list[torch.Tensor]) -> list[torch.Tensor]:
         """B1..B3, each of the shape of its A^s (B, C_s, H_s, W_s, D_s)."""
         widened: list[torch.Tensor] = []  # A-bar

@@ -1,7 +1,8 @@
-"""The training wrapper around MISSU; nothing of it remains in the saved weights."""
+"""What trains a plain MISSU by distillation; nothing of it remains in the saved weights."""
 
 from __future__ import annotations
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -12,19 +13,19 @@ from ..errors import InputError, flag
 from .fusion import MultiScaleFusion
 from .missu import MISSU
 
-__all__ = ["SelfDistillation", "SelfDistillationOutput", "training_network"]
+__all__ = ["ModalityDistillation", "SelfDistillation", "SelfDistillationOutput", "training_network"]
 
 
 class SelfDistillationOutput(NamedTuple):
     """What one training step needs: logits (B, classes, H, W, D) and the pairs A^s, B^s to distill.
 
-    ``teacher_logits`` are the logits decoded from B1..B3 where the teacher has a loss of its own, else ``None``.
+    ``teacher_logits`` are those of a teacher that has a loss of its own, else ``None``.
     """
 
     logits: torch.Tensor
     students: list[torch.Tensor]
     teachers: list[torch.Tensor]
-    teacher_logits: torch.Tensor | None
+    teacher_logits: torch.Tensor | None = None
 
 
 class Recomputed(nn.Sequential):
@@ -34,65 +35,117 @@ class Recomputed(nn.Sequential):
         return checkpoint(super().forward, x, use_reentrant=False)
 
 
-class SelfDistillation(nn.Module):
-    """Runs a plain MISSU and, beside it, the multi-scale fusion of its skips: students A1..A3, teachers B1..B3.
-
-    The logits are those of the plain network, bit for bit.
+def fusion_of(network: MISSU, checkpointing: bool | str) -> MultiScaleFusion:
+    """The fusion of a network's skips.
 
     Args:
-        network: the network that is kept after training.
-        detach_teacher: ``False`` is the paper's Algorithm 1: the distillation loss moves A and B towards each other.
-            ``True`` stops its gradient at B; the teacher then learns from the segmentation, by the same decoder run
-            on B1..B3 as skips.
+        network: one with plain skips.
         checkpointing: whether the branches of the fusion are computed twice instead of kept in memory.
 
     Raises:
         InputError: when the network makes its skips by a module of its own ("MS-output"): inference would use them,
             and the students here would be others.
     """
+    if network.skips is not None:
+        raise InputError(
+            "A network to distill should have plain skips, got skips by "
+            f"{type(network.skips).__name__}: set distillation_weight to 0, or leave skips out."
+        )
+    fusion = MultiScaleFusion(network.feature_channels[:-1])
+    if flag("checkpointing", checkpointing):
+        for name, module in list(fusion.named_modules()):
+            if isinstance(module, nn.Sequential):  # a branch
+                fusion.set_submodule(name, Recomputed(*module))
+    return fusion
 
-    def __init__(self, network: MISSU, detach_teacher: bool | str = False, checkpointing: bool | str = False) -> None:
+
+class SelfDistillation(nn.Module):
+    """The paper's: a plain MISSU and, beside it, the fusion of its skips: students A1..A3, teachers B1..B3.
+
+    As in Algorithm 1 the distillation loss moves A and B towards each other. The logits are those of the plain
+    network, bit for bit.
+
+    Args:
+        network: the network that is kept after training.
+        checkpointing: whether the branches of the fusion are computed twice instead of kept in memory.
+
+    Raises:
+        InputError: when the network has a fusion already.
+    """
+
+    def __init__(self, network: MISSU, checkpointing: bool | str = False) -> None:
         super().__init__()
-        if network.skips is not None:
-            raise InputError(
-                "A network to distill should have plain skips, got skips by "
-                f"{type(network.skips).__name__}: set distillation_weight to 0, or leave skips out."
-            )
         self.network = network
-        self.fusion = MultiScaleFusion(network.feature_channels[:-1])
-        if flag("checkpointing", checkpointing):
-            for name, module in list(self.fusion.named_modules()):
-                if isinstance(module, nn.Sequential):  # a branch
-                    self.fusion.set_submodule(name, Recomputed(*module))
-        self.detach_teacher = flag("detach_teacher", detach_teacher)
+        self.fusion = fusion_of(network, checkpointing)
 
     def forward(self, x: torch.Tensor) -> SelfDistillationOutput:
         """Takes an image (B, C, H, W, D)."""
-        features = self.network.encode(x)
-        students = features[:-1]
+        *students, deepest = self.network.encode(x)
         # First, so that backward comes to it last, when the decoder's activations are gone.
         teachers = self.fusion(students)
-        bottleneck = self.network.bottleneck(features[-1])
-        logits = self.network.decode(bottleneck, students)
-        if not self.detach_teacher:
-            return SelfDistillationOutput(logits, students, teachers, None)
-        teacher_logits = self.network.decode(bottleneck, teachers)
-        # A teacher that the distillation loss could move would come down to the student.
-        return SelfDistillationOutput(logits, students, [teacher.detach() for teacher in teachers], teacher_logits)
+        logits = self.network.decode(self.network.bottleneck(deepest), students)
+        return SelfDistillationOutput(logits, students, teachers)
+
+
+class ModalityDistillation(nn.Module):
+    """A plain MISSU that sees the modalities that a step has left, and a teacher that sees all of them.
+
+    ::
+
+        what is left of the modalities                  all modalities
+                     |                                        |
+        encoder, Transformer (kept)      ->      the same weights, no gradient
+           | A1..A3       | Z4                      | A1..A3       | Z4
+           |              |                       fusion (MSF)     |
+           |              |                         | B1..B3       |
+        decoder (kept) ---+                      decoder of its own
+           |                                             |
+        logits  <----- KL, per region; stopped -----  logits         each with L_seg of its own
+        A2, A3  <----- Eq. 5; stopped --------------  B2, B3
+
+    Nothing that the teacher learns reaches the student but by these two losses. So with both at weight 0 the student
+    becomes the network without a teacher, bit for bit where it has no dropout, and the comparison with it is fair. The
+    fusion begins as the identity and the decoder as a copy of the student's, so that the teacher never is noise. The
+    teacher sees the image as the student does, but for the modalities.
+
+    Args:
+        network: the network that is kept after training.
+        checkpointing: whether the branches of the fusion are computed twice instead of kept in memory.
+
+    Raises:
+        InputError: when the network has a fusion already.
+    """
+
+    def __init__(self, network: MISSU, checkpointing: bool | str = False) -> None:
+        super().__init__()
+        self.network = network
+        self.fusion = fusion_of(network, checkpointing)
+        self.fusion.begin_as_identity()
+        self.decoder = copy.deepcopy(network.decoder)
+        self.head = copy.deepcopy(network.head)
+
+    def forward(self, x: torch.Tensor, complete: torch.Tensor) -> SelfDistillationOutput:
+        """Takes an image (B, C, H, W, D) in which modalities may be zero, and the same with all of them."""
+        *students, deepest = self.network.encode(x)
+        logits = self.network.decode(self.network.bottleneck(deepest), students)
+        with torch.no_grad():  # the student is not to be moved by what is easy with all modalities
+            *skips, deepest = self.network.encode(complete)
+            teacher = self.network.bottleneck(deepest)
+        teachers = self.fusion(skips)
+        for block, skip in zip(self.decoder, reversed(teachers)):
+            teacher = block(teacher, skip)
+        # The teacher is stopped in the loss, but for its own.
+        return SelfDistillationOutput(logits, students, [skip.detach() for skip in teachers], self.head(teacher))
 
 
 def training_network(
-    network: MISSU,
-    distillation_weight: float,
-    detach_teacher: bool | str = False,
-    checkpointing: bool | str = False,
+    network: MISSU, distillation_weight: float, checkpointing: bool | str = False
 ) -> MISSU | SelfDistillation:
     """What is trained: the network within :class:`SelfDistillation`, or itself where nothing is distilled.
 
     Args:
         network: the network that is kept after training.
         distillation_weight: lambda (Eq. 6); at 0 the fusion block is not made, and a step pays nothing for it.
-        detach_teacher: as for :class:`SelfDistillation`.
-        checkpointing: likewise.
+        checkpointing: as for :class:`SelfDistillation`.
     """
-    return SelfDistillation(network, detach_teacher, checkpointing) if distillation_weight else network
+    return SelfDistillation(network, checkpointing) if distillation_weight else network

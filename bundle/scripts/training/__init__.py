@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from .federated import BothNames
-from .losses import FiniteLoss, MISSULoss
+from .losses import FiniteLoss, MISSULoss, ModalityDistillationLoss, RegionDistillationLoss
 from .state import TrainingState
 
 __all__ = [
     "BothNames",
     "FiniteLoss",
     "MISSULoss",
+    "ModalityDistillationLoss",
+    "RegionDistillationLoss",
     "TrainingState",
 ]

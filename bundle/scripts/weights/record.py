@@ -2,8 +2,9 @@
 
 ``training`` writes ``model.json`` beside ``model.pt`` with the settings that inference and evaluation depend on, and
 the cases that were trained on. ``inference.json`` and ``evaluate.json`` read their knobs from there. A knob that is
-given by hand has to be the record's, or the run ends in one sentence; free are those of the post-processing, and
-``label_convention`` among conventions of the same regions. Weights without a record need the knobs: those that are not
+given by hand has to be the record's, or the run ends in one sentence; free are those of the post-processing,
+``label_convention`` among conventions of the same regions, and ``modalities`` among those of the record: a missing one
+is zero, and a warning says so. Weights without a record need the knobs: those that are not
 given have the config's defaults.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,8 @@ __all__ = [
     "recorded",
     "sha256",
 ]
+
+logger = logging.getLogger(__name__)
 
 # What would give a wrong mask without a word: the order of modalities, sizes, and the network's own arguments.
 CONTRACT = ("modalities", "spacing_mm", "intensities", "roi_size", "network")
@@ -154,6 +158,7 @@ def same_regions(trained: Convention, given: Convention) -> bool:
 def check_contract(
     checkpoint: str | Sequence[str],
     modalities: str | Sequence[str],
+    network_modalities: str | Sequence[str],
     spacing_mm: Sequence[float],
     intensities: Mapping[str, Any],
     roi_size: Sequence[int],
@@ -163,7 +168,8 @@ def check_contract(
 
     Args:
         checkpoint: the weights; those of each member of an ensemble.
-        modalities: in the order of the network's channels.
+        modalities: those that the cases have; some of the network's. Of those that are missing a warning tells.
+        network_modalities: in the order of the network's channels.
         spacing_mm: that of the network's voxels.
         intensities: how channels are normalized, see :class:`scripts.data.NormalizeChannelsd`.
         roi_size: the crop of the training, in voxels.
@@ -176,7 +182,14 @@ def check_contract(
         InputError: when one differs.
     """
     settings = settings_of(checkpoint)
-    given = {"modalities": modalities, "spacing_mm": spacing_mm, "intensities": intensities, "roi_size": roi_size}
+    for name in ensure_tuple(modalities):
+        if name not in ensure_tuple(network_modalities):
+            raise InputError(
+                f"modalities should be some of {list(ensure_tuple(network_modalities))}, with which the weights were "
+                f"trained, got {list(ensure_tuple(modalities))}: leave it out, or take other weights."
+            )
+    refuse_other("network_modalities", settings.get("modalities"), network_modalities)
+    given = {"spacing_mm": spacing_mm, "intensities": intensities, "roi_size": roi_size}
     for name, value in given.items():
         refuse_other(name, settings.get(name), value)
     trained = settings.get("label_convention", label_convention)
@@ -185,7 +198,25 @@ def check_contract(
             f"label_convention should have the regions of {trained}, the record of the weights says so, "
             f"{label_convention} has others."
         )
+    missing = [name for name in ensure_tuple(network_modalities) if name not in ensure_tuple(modalities)]
+    if missing:
+        warn_of_missing(missing, bool(settings.get("modality_dropout")), "et" in regions(label_convention))
     return settings.get("network") or {}
+
+
+def warn_of_missing(missing: Sequence[str], seen_in_training: bool, has_enhancing_tumor: bool) -> None:
+    """Says in the log what a missing modality costs."""
+    names = ", ".join(missing)
+    logger.warning(f"Without {names}: zero in the channels of the network, and worse masks than with all modalities.")
+    if not seen_in_training:
+        logger.warning(
+            f"The weights never saw a case without {names}, by their record (modality_dropout): such masks are likely "
+            "to be wrong. A training with modality_dropout, or with teacher.json, is for that."
+        )
+    if has_enhancing_tumor and "t1ce" in missing:
+        logger.warning(
+            "Enhancing tumor without t1ce is below 0.50 Dice for every published method: do not rely on the region et."
+        )
 
 
 def refuse_other(name: str, wanted: Any, given: Any) -> None:
