@@ -25,7 +25,7 @@ import monai.bundle
 from ..arguments import listed
 from ..data.cases import MODALITIES, NIFTI_EXTENSIONS, Case
 from ..errors import InputError
-from ..files import check_writable
+from ..files import check_writable, whole_file
 from ..pictures.case_report import report_case, write_report
 from ..pictures.picture import draw_case
 from ..weights.record import convention_to_write, recorded
@@ -72,8 +72,8 @@ def segment(
             check_writable(path.parent, f"the folder of {name}")
     case_id = output.name.removesuffix(NIFTI_EXTENSIONS[0])
     entry = {"case_id": case_id, "image": {name: str(file.resolve()) for name, file in files.items()}}
-    # Beside the mask, so that it moves to its place in one step.
-    with tempfile.TemporaryDirectory(prefix=".segment_", dir=output.parent) as folder:
+    # Not beside the mask: where the scans lie there, too, their folder would be refused as that of masks.
+    with tempfile.TemporaryDirectory(prefix="segment_") as folder:
         datalist, scans = Path(folder) / "datalist.json", Path(folder) / "scans"
         scans.mkdir()  # empty: the list has their full paths
         made: dict[Path, Path] = {}
@@ -109,7 +109,8 @@ def segment(
             if picture is not None:
                 made[picture] = draw_case(shown, Path(folder, "picture.png"))
         for path, unfinished in made.items():
-            shutil.move(unfinished, path)
+            with whole_file(path) as temporary:
+                shutil.copyfile(unfinished, temporary)
 
 
 def check_new(name: str, path: Path, extension: str) -> None:
