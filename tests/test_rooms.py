@@ -18,10 +18,10 @@ MAY_IMPORT = {
     "checks": {"data"},
     "sources": {"data"},
     "weights": {"networks", "data"},
-    "inference": {"weights", "networks", "data"},
+    "inference": {"weights", "networks", "data", "sources", "pictures"},
     "evaluation": {"data", "weights"},
     "training": {"networks", "data", "checks", "sources", "weights", "inference", "evaluation"},
-    "pictures": {"data", "evaluation"},
+    "pictures": {"data", "checks", "weights", "evaluation"},
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import nibabel as nib
@@ -12,7 +13,7 @@ import torch
 from scripts.__main__ import main
 from scripts.networks import MISSU
 from scripts.weights.checkpoints import save_weights
-from scripts.weights.record import arguments_of
+from scripts.weights.record import arguments_of, sha256
 
 MODALITIES = ["flair", "t1ce"]
 
@@ -50,9 +51,28 @@ def test_a_mask_from_files_of_any_name(weights, tiny_case, tmp_path):
     assert "exists" in str(main(["segment", *arguments]))
 
 
+def test_a_page_and_a_picture_come_with_the_mask(weights, tiny_case, tmp_path, capsys):
+    out = tmp_path / "out"
+    written = {"--output": out / "p1.nii.gz", "--report": out / "p1.html", "--picture": out / "p1.png"}
+    arguments = ["--checkpoint", str(weights), *flags(tiny_case, *MODALITIES)]
+    arguments += [str(each) for pair in written.items() for each in pair]
+    assert main(["segment", *arguments]) is None
+    assert {path.name for path in out.iterdir()} == {"p1.nii.gz", "p1.html", "p1.json", "p1.png"}
+    assert capsys.readouterr().out.split()[-3:] == [str(path) for path in written.values()]
+    content = json.loads((out / "p1.json").read_text())
+    assert content["weights"]["sha256"] == sha256(weights)
+    assert content["weights"]["record"]["dataset"] == "phantoms"
+    assert content["seconds"] > 0
+    mask = nib.load(out / "p1.nii.gz")
+    voxels = np.count_nonzero(np.asarray(mask.dataobj))
+    assert content["volumes"]["prediction"]["regions_ml"]["wt"] == pytest.approx(voxels * 1.5 * 1.25 * 2 / 1000)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
+        ({"--report": "page.pdf"}, "report should end with .html"),
+        ({"--picture": "picture.jpg"}, "picture should end with .png"),
         ({"--output": "mask.nrrd"}, "output should end with .nii.gz"),
         ({"--flair": "nowhere.nii.gz"}, "flair should be a file, nowhere.nii.gz is not there"),
         ({"--": "--modalites"}, "Knobs should be pairs of --name and value"),

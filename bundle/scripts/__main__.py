@@ -29,6 +29,7 @@ COMMANDS = {
     "subsets": ("evaluation.subsets", "score weights with each subset of their modalities"),
     "small_et": ("evaluation.small_et", "choose the volume below which enhancing tumor is taken for core"),
     "picture": ("pictures.picture", "one case as a picture, in colors or outlines"),
+    "report": ("pictures.case_report", "cases and their masks as pages to read: pictures, volumes, warnings, origin"),
     "export": ("weights.export", "the network as TorchScript, ONNX and torch.export"),
 }
 

@@ -3,8 +3,8 @@
     python -m scripts segment --t1 a.nii.gz --t1ce b.nii.gz --t2 c.nii.gz --flair d.nii.gz --output mask.nii.gz
 
 There is a flag for each modality that the weights were trained on, by their record. Where that was with
-``modality_dropout``, some may be left out; knobs of ``inference.json`` follow
-after ``--``, such as ``-- --label_convention brats2018``.
+``modality_dropout``, some may be left out. Knobs of ``inference.json`` follow after ``--``, such as
+``-- --label_convention brats2018``. ``--report page.html`` and ``--picture case.png`` show the case with its mask.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from __future__ import annotations
 import argparse
 import ast
 import json
-import os
+import shutil
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -22,10 +23,12 @@ from typing import Any
 import monai.bundle
 
 from ..arguments import listed
-from ..data.cases import MODALITIES, NIFTI_EXTENSIONS
+from ..data.cases import MODALITIES, NIFTI_EXTENSIONS, Case
 from ..errors import InputError
-from ..files import check_writable
-from ..weights.record import recorded
+from ..files import check_writable, whole_file
+from ..pictures.case_report import report_case, write_report
+from ..pictures.picture import draw_case
+from ..weights.record import convention_to_write, recorded
 
 __all__ = ["main", "segment"]
 
@@ -38,8 +41,10 @@ def segment(
     checkpoint: Path,
     config_file: Sequence[str],
     knobs: Mapping[str, Any],
+    report: Path | None = None,
+    picture: Path | None = None,
 ) -> None:
-    """Writes the mask of one case, whole or not at all.
+    """Writes the mask of one case, and what shows it, all of them or none.
 
     Args:
         files: the file of each modality by its name.
@@ -47,24 +52,32 @@ def segment(
         checkpoint: the weights.
         config_file: ``inference.json`` and overlays on it.
         knobs: further knobs of the config by their names.
+        report: a page of the case, a new file that ends with ``.html``; the same as ``.json`` lies beside it.
+        picture: a picture of the case, a new file that ends with ``.png``.
 
     Raises:
-        InputError: when a file is missing, ``output`` is there already or ends otherwise, or the case is refused.
+        InputError: when a file is missing, one to write is there already or ends otherwise, or the case is refused.
     """
-    if not output.name.endswith(NIFTI_EXTENSIONS[0]):
-        raise InputError(f"output should end with {NIFTI_EXTENSIONS[0]}, it is {output}.")
-    if output.exists():
-        raise InputError(f"output should be a new file, {output} exists.")
+    check_new("output", output, NIFTI_EXTENSIONS[0])
+    if report is not None:
+        check_new("report", report, ".html")
+        check_new("report", report.with_suffix(".json"), ".json")
+    if picture is not None:
+        check_new("picture", picture, ".png")
     for name, file in files.items():
         if not file.is_file():
             raise InputError(f"{name} should be a file, {file} is not there.")
-    check_writable(output.parent, "the folder of output")
+    for name, path in (("output", output), ("report", report), ("picture", picture)):
+        if path is not None:
+            check_writable(path.parent, f"the folder of {name}")
     case_id = output.name.removesuffix(NIFTI_EXTENSIONS[0])
     entry = {"case_id": case_id, "image": {name: str(file.resolve()) for name, file in files.items()}}
-    # Beside the mask, so that it moves to its place in one step.
-    with tempfile.TemporaryDirectory(prefix=".segment_", dir=output.parent) as folder:
+    # Not beside the mask: where the scans lie there, too, their folder would be refused as that of masks.
+    with tempfile.TemporaryDirectory(prefix="segment_") as folder:
         datalist, scans = Path(folder) / "datalist.json", Path(folder) / "scans"
         scans.mkdir()  # empty: the list has their full paths
+        made: dict[Path, Path] = {}
+        start = time.perf_counter()
         datalist.write_text(json.dumps({"inference": [entry]}))
         monai.bundle.run(
             run_id="run",
@@ -83,8 +96,30 @@ def segment(
                 **knobs,
             },
         )
+        seconds = time.perf_counter() - start
         [mask] = Path(folder, "masks").glob(f"*{NIFTI_EXTENSIONS[0]}")
-        os.replace(mask, output)
+        made[output] = mask
+        if report is not None or picture is not None:
+            convention = knobs.get("label_convention", convention_to_write(str(checkpoint), "brats2023"))
+            case = Case(case_id, output.parent, {name: [file] for name, file in files.items()})
+            shown, content = report_case(case, mask, list(files), convention, convention, checkpoint, seconds)
+            if report is not None:
+                page = Path(folder, "report.html")
+                write_report(shown, content, page)
+                made |= {report: page, report.with_suffix(".json"): page.with_suffix(".json")}
+            if picture is not None:
+                made[picture] = draw_case(shown, Path(folder, "picture.png"))
+        for path, unfinished in made.items():
+            with whole_file(path) as temporary:
+                shutil.copyfile(unfinished, temporary)
+
+
+def check_new(name: str, path: Path, extension: str) -> None:
+    """Refuses a file to write that ends otherwise, or is there already."""
+    if not path.name.endswith(extension):
+        raise InputError(f"{name} should end with {extension}, it is {path}.")
+    if path.exists():
+        raise InputError(f"{name} should be a new file, {path} exists.")
 
 
 def parse_knobs(arguments: Sequence[str]) -> dict[str, Any]:
@@ -124,10 +159,13 @@ def main(argv: Sequence[str]) -> None:
     for name in modalities:
         parser.add_argument(f"--{name}", type=Path, required=not may_miss, help=f"the scan of {name}, NIfTI")
     parser.add_argument("--output", type=Path, required=True, help="the mask, a new .nii.gz")
+    parser.add_argument("--report", type=Path, help="a page of the case, a new .html; the same as .json beside it")
+    parser.add_argument("--picture", type=Path, help="a picture of the case, a new .png")
     end = argv.index("--") if "--" in argv else len(argv)
     arguments, knobs = parser.parse_args(argv[:end]), argv[end + 1 :]
     files = {name: file for name in modalities if (file := getattr(arguments, name)) is not None}
     if not files:
         parser.error(f"give a scan by one or more of {', '.join(f'--{name}' for name in modalities)}")
-    segment(files, arguments.output, arguments.checkpoint, arguments.config_file, parse_knobs(knobs))
-    print(arguments.output)
+    shown = (arguments.report, arguments.picture)
+    segment(files, arguments.output, arguments.checkpoint, arguments.config_file, parse_knobs(knobs), *shown)
+    print(*(path for path in (arguments.output, *shown) if path is not None), sep="\n")

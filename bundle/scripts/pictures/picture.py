@@ -27,16 +27,16 @@ from monai.data import MetaTensor
 from monai.transforms import Orientation
 
 from ..arguments import listed
-from ..data.cases import LABEL, MODALITIES, case_of
+from ..data.cases import LABEL, MODALITIES, Case, case_of
 from ..data.labels import Convention, class_names, values_to_classes
 from ..data.loading import LoadImageCased, check_same_space, image_loader, read
 from ..errors import InputError
 from ..files import whole_file
 
-__all__ = ["STYLES", "ShownCase", "draw_case", "load_case"]
+__all__ = ["STYLES", "ShownCase", "draw_case", "load_case", "show_case"]
 
 # Colors of Okabe and Ito, which stay apart for color-blind readers and against grey.
-COLORS_OF_CLASSES = ("#0072B2", "#F0E442", "#D55E00", "#CC79A7")  # of class 1 and on
+COLORS_OF_CLASSES = ("#0072B2", "#F0E442", "#D55E00", "#CC79A7", "#009E73", "#56B4E9", "#E69F00")  # of class 1 and on
 COLORS_OF_MASKS = {"truth": "#56B4E9", "prediction": "#E69F00"}
 MODALITY_TITLES = {"t1": "T1", "t1ce": "T1ce", "t2": "T2", "flair": "FLAIR"}
 BACKGROUND, INK = "black", "#E8E8E8"
@@ -80,11 +80,25 @@ def load_case(
         prediction_convention: of the prediction.
 
     Raises:
+        InputError: as :func:`show_case`.
+    """
+    return show_case(case_of(path), modalities, prediction, label_convention, prediction_convention)
+
+
+def show_case(
+    case: Case,
+    modalities: Sequence[str],
+    prediction: str | Path | None,
+    label_convention: Convention,
+    prediction_convention: Convention,
+) -> ShownCase:
+    """As :func:`load_case`, of a case whose files are known.
+
+    Raises:
         InputError: when a file cannot be read, is missing, lies in another space than the first or holds a value that
             its convention does not have, or a class is one thing by one convention and another by the other.
     """
-    case = case_of(path)
-    image = LoadImageCased("image", modalities)({"image": str(path)})["image"]
+    image = LoadImageCased("image", modalities)({"image": case.image(modalities), "case_id": case.case_id})["image"]
     turn = Orientation(axcodes="RAS", labels=None)
     truth = case.file(LABEL) if LABEL in case.files else None
     masks: dict[str, np.ndarray] = {}

@@ -1,0 +1,160 @@
+"""Pages of cases: what they say against numbers worked by hand, and that they ask nothing of a network."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+from io import BytesIO
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from scripts.__main__ import main
+from scripts.pictures.case_report import find_lesions, outermost, plane_of
+from scripts.pictures.picture import ShownCase
+
+VOXEL_ML = 1.5 * 1.25 * 2 / 1000
+
+
+def write_mask(files: dict[str, Path], folder: Path, case_id: str = "case_1") -> None:
+    """The truth without its enhancing slab (36 x 6 mm^3 of 1 and 2 stay), and a speck of edema elsewhere."""
+    folder.mkdir(exist_ok=True)
+    truth = nib.load(files["seg"])
+    mask = np.asarray(truth.dataobj).astype(np.uint8)
+    mask[mask == 4] = 0
+    mask[14, 18, 4] = 2
+    nib.save(nib.Nifti1Image(mask, truth.affine), folder / f"{case_id}_seg.nii.gz")
+
+
+class Page(HTMLParser):
+    """The text of a page, and all that it links to."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text, self.links = "", []
+        self.feed(text)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def handle_starttag(self, tag: str, attributes: list) -> None:
+        self.links += [value for name, value in attributes if name in ("href", "src", "srcset", "action", "data")]
+
+
+@pytest.fixture
+def report(tiny_case, tmp_path) -> Path:
+    """The folder of the pages of one case."""
+    write_mask(tiny_case, tmp_path / "masks")
+    arguments = ["--dataset_dir", tiny_case["t1"].parent, "--prediction_dir", tmp_path / "masks"]
+    assert main(["report", *map(str, arguments), "--output_dir", str(tmp_path / "pages")]) is None
+    return tmp_path / "pages"
+
+
+def test_numbers(report):
+    content = json.loads((report / "case_1.json").read_text())
+    slab = 6 * 4 * VOXEL_ML  # of a class, a slice of it
+    truth, prediction = content["volumes"]["truth"], content["volumes"]["prediction"]
+    assert truth["classes_ml"] == pytest.approx({"ncr": 2 * slab, "ed": slab, "et": slab})
+    assert truth["regions_ml"] == pytest.approx({"tc": 3 * slab, "wt": 4 * slab, "et": slab})
+    assert prediction["regions_ml"] == pytest.approx({"tc": 2 * slab, "wt": 3 * slab + VOXEL_ML, "et": 0})
+    assert (truth["num_lesions"], prediction["num_lesions"]) == ({"wt": 1}, {"wt": 2})
+    assert content["dice"] == pytest.approx({"tc": 4 / 5, "wt": 2 * 72 / (96 + 73), "et": 0})
+    first, second = content["lesions"]
+    assert (first["kind"], first["truth_ml"], first["prediction_ml"]) == (
+        "found",
+        pytest.approx(4 * slab),
+        pytest.approx(3 * slab),
+    )
+    assert (second["kind"], second["prediction_ml"]) == ("false", pytest.approx(VOXEL_ML))
+    # The file's first two axes run to the left and to the back, the report's to the right and to the front.
+    assert second["slices"] == {"axial": 4, "coronal": 24 - 1 - 18, "sagittal": 20 - 1 - 14}
+    assert content["spacing_mm"] == [1.5, 1.25, 2]
+    assert content["seconds"] is None
+    assert "same voxels" not in {warning["fault"] for warning in content["warnings"]}
+    assert "spacing" in {warning["fault"] for warning in content["warnings"]}
+
+
+def test_a_page_asks_nothing_of_a_network_and_says_the_same(report):
+    text = (report / "case_1.html").read_text()
+    page = Page(text)
+    assert all(link.startswith("data:image/jpeg;base64,") for link in page.links)
+    assert len(page.links) == 2 * 3 * 4  # lesions, planes, modalities
+    assert not re.search(r"https?:|@import|url\(", text)
+    assert "research only" in page.text
+    assert "far from 1" in page.text  # preflight's
+    assert "0.852" in page.text  # the Dice of WT
+    picture = imread(BytesIO(base64.b64decode(page.links[0].partition(",")[2])), format="jpg")
+    assert picture.shape[:2] == (17 + 4, 12 + 4)  # the box that is not zero, and a margin of 2
+
+
+def test_the_index_leads_to_each_page(tiny_cases, tmp_path):
+    for number in (0, 1):
+        files = {"seg": tiny_cases / f"case_{number}" / f"case_{number}_seg.nii.gz"}
+        write_mask(files, tmp_path / "masks", f"case_{number}")
+    arguments = [
+        "--dataset_dir",
+        tiny_cases,
+        "--prediction_dir",
+        tmp_path / "masks",
+        "--output_dir",
+        tmp_path / "pages",
+    ]
+    assert main(["report", *map(str, arguments)]) is None
+    page = Page((tmp_path / "pages" / "index.html").read_text())
+    assert page.links == ["case_0.html", "case_1.html"]
+    assert all((tmp_path / "pages" / link).is_file() for link in page.links)
+    assert "holds files" in str(main(["report", *map(str, arguments)]))  # nothing is replaced
+
+
+def test_names_cannot_run_in_the_page(write_case, tmp_path):
+    case_id = "<img src=x onerror=alert(1)>"
+    files = write_case(tmp_path / "case", case_id)
+    write_mask(files, tmp_path / "masks", case_id)
+    arguments = ["--dataset_dir", tmp_path / "case", "--prediction_dir", tmp_path / "masks"]
+    assert main(["report", *map(str, arguments), "--output_dir", str(tmp_path / "pages")]) is None
+    for page in (tmp_path / "pages").glob("*.html"):
+        assert "<img" not in page.read_text()
+
+
+def test_a_case_without_truth_or_lesion(write_case, tmp_path):
+    files = write_case(tmp_path / "case", "new", ("t1", "t1ce", "t2", "flair"))
+    scan = nib.load(files["t1"])
+    (tmp_path / "masks").mkdir()
+    nib.save(nib.Nifti1Image(np.zeros(scan.shape, np.uint8), scan.affine), tmp_path / "masks" / "new_seg.nii.gz")
+    arguments = ["--dataset_dir", tmp_path / "case", "--prediction_dir", tmp_path / "masks"]
+    assert main(["report", *map(str, arguments), "--output_dir", str(tmp_path / "pages")]) is None
+    content = json.loads((tmp_path / "pages" / "new.json").read_text())
+    assert (content["dice"], content["lesions"]) == (None, [])
+    assert "No lesion" in Page((tmp_path / "pages" / "new.html").read_text()).text
+
+
+def test_no_mask_of_a_case(tiny_case, tmp_path):
+    write_mask(tiny_case, tmp_path / "masks", "another")
+    arguments = ["--dataset_dir", tiny_case["t1"].parent, "--prediction_dir", tmp_path / "masks"]
+    message = str(main(["report", *map(str, arguments), "--output_dir", str(tmp_path / "pages")]))
+    assert message.startswith("Error: No case of")
+    assert not (tmp_path / "pages").exists()
+
+
+def test_planes_are_radiological():
+    volume = np.arange(8).reshape(2, 2, 2)  # 4 for right, 2 for anterior, 1 for superior
+    assert plane_of(volume, "axial", 0).tolist() == [[6, 2], [4, 0]]
+    assert plane_of(volume, "coronal", 0).tolist() == [[5, 1], [4, 0]]
+    assert plane_of(volume, "sagittal", 0).tolist() == [[3, 1], [2, 0]]
+
+
+def test_organs_are_lesions_of_their_own():
+    of_regions = {"liver": (1,), "spleen": (2,)}
+    assert outermost(of_regions) == of_regions
+    mask = np.zeros((4, 4, 4), np.uint8)
+    mask[:2], mask[2:] = 1, 2  # they touch
+    case = ShownCase("1", {"ct": mask}, {"prediction": mask}, {1: "liver", 2: "spleen"})
+    assert [(each["region"], each["prediction_ml"]) for each in find_lesions(case, of_regions)] == [
+        ("liver", 0.032),
+        ("spleen", 0.032),
+    ]
