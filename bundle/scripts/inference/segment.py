@@ -25,6 +25,7 @@ from ..arguments import listed
 from ..data.cases import MODALITIES, NIFTI_EXTENSIONS
 from ..errors import InputError
 from ..files import check_writable
+from ..knobs import check_knobs
 from ..weights.record import recorded
 
 __all__ = ["main", "segment"]
@@ -49,7 +50,8 @@ def segment(
         knobs: further knobs of the config by their names.
 
     Raises:
-        InputError: when a file is missing, ``output`` is there already or ends otherwise, or the case is refused.
+        InputError: when a file is missing, ``output`` is there already or ends otherwise, the configs define no such
+            knob, or the case is refused.
     """
     if not output.name.endswith(NIFTI_EXTENSIONS[0]):
         raise InputError(f"output should end with {NIFTI_EXTENSIONS[0]}, it is {output}.")
@@ -58,6 +60,7 @@ def segment(
     for name, file in files.items():
         if not file.is_file():
             raise InputError(f"{name} should be a file, {file} is not there.")
+    check_knobs(knobs, config_file)
     check_writable(output.parent, "the folder of output")
     case_id = output.name.removesuffix(NIFTI_EXTENSIONS[0])
     entry = {"case_id": case_id, "image": {name: str(file.resolve()) for name, file in files.items()}}
