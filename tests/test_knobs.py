@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -87,5 +88,13 @@ def test_knobs_in_a_file_of_arguments(monkeypatch, tmp_path):
 
 
 def test_flags_as_fire_reads_them():
-    arguments = ["run", "training", "--a", "-1", "--b=x=y", "--c-d", "--e", "['f']", "--", "--trace"]
-    assert flags(arguments) == {"a": "-1", "b": "x=y", "c_d": "", "e": "['f']"}
+    arguments = ["run", "training", "--a", "-1", "--b=x=y", "--c-d", "-g", "2", "--e", "['f']", "--", "--trace"]
+    assert flags(arguments) == {"a": "-1", "b": "x=y", "c_d": "", "g": "2", "e": "['f']"}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.json")), ids=lambda path: path.stem)
+def test_every_workflow_asks_for_its_knobs(path):
+    """An overlay that puts another list in the place of a workflow's, too."""
+    config = json.loads(path.read_text())
+    for name in {"training", "evaluating", "inference"} & config.keys():
+        assert {"_target_": "scripts.knobs.check_command"} in config[name]

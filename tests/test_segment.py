@@ -76,12 +76,14 @@ def test_a_page_and_a_picture_come_with_the_mask(weights, tiny_case, tmp_path, c
         ({"--output": "mask.nrrd"}, "output should end with .nii.gz"),
         ({"--flair": "nowhere.nii.gz"}, "flair should be a file, nowhere.nii.gz is not there"),
         ({"--": "--modalites"}, "Knobs should be pairs of --name and value"),
+        ({"--": "--overlapp", "0.9": None}, "--overlapp is no knob of"),
+        ({"--": "--overlap=0.1", "--stretch=1": None}, "--overlap=0.1 is no knob of"),
     ],
 )
 def test_bad_input_ends_in_a_sentence_and_leaves_nothing(weights, tiny_case, tmp_path, change, sentence):
     given = {f"--{name}": str(tiny_case[name]) for name in MODALITIES}
     given |= {"--checkpoint": str(weights), "--output": str(tmp_path / "out" / "mask.nii.gz")} | change
-    result = str(main(["segment", *(each for pair in given.items() for each in pair)]))
+    result = str(main(["segment", *(each for pair in given.items() for each in pair if each)]))
     assert result.startswith("Error: ")
     assert sentence in result
     assert not list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True

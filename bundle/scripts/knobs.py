@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -44,14 +45,14 @@ def check_command() -> None:
 
 
 def flags(arguments: Iterable[str]) -> dict[str, str]:
-    """Flags as ``fire`` reads them: ``--name value``, ``--name=value``, ``--name`` alone; values as text."""
+    """Flags as ``fire`` reads them: ``--name value``, ``--name=value``, ``--name`` alone, ``-name``; values as text."""
     found: dict[str, str] = {}
     name = None
     for argument in arguments:
         if argument == "--":  # what follows is for fire
             break
-        if argument.startswith("--"):
-            name, _, value = argument[2:].partition("=")
+        if re.match("--|-[a-zA-Z]", argument):  # no negative number
+            name, _, value = argument.lstrip("-").partition("=")
             name = name.replace("-", "_")
             found[name] = value
         elif name is not None:

@@ -26,6 +26,7 @@ from ..arguments import listed
 from ..data.cases import MODALITIES, NIFTI_EXTENSIONS, Case
 from ..errors import InputError
 from ..files import check_writable, whole_file
+from ..knobs import check_knobs
 from ..pictures.case_report import report_case, write_report
 from ..pictures.picture import draw_case
 from ..weights.record import convention_to_write, recorded
@@ -56,7 +57,8 @@ def segment(
         picture: a picture of the case, a new file that ends with ``.png``.
 
     Raises:
-        InputError: when a file is missing, one to write is there already or ends otherwise, or the case is refused.
+        InputError: when a file is missing, one to write is there already or ends otherwise, the configs define no such
+            knob, or the case is refused.
     """
     check_new("output", output, NIFTI_EXTENSIONS[0])
     if report is not None:
@@ -67,6 +69,7 @@ def segment(
     for name, file in files.items():
         if not file.is_file():
             raise InputError(f"{name} should be a file, {file} is not there.")
+    check_knobs(knobs, config_file)
     for name, path in (("output", output), ("report", report), ("picture", picture)):
         if path is not None:
             check_writable(path.parent, f"the folder of {name}")

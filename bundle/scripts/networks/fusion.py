@@ -67,10 +67,10 @@ class MultiScaleFusion(nn.Module):
             for branch in stage.branches:
                 nn.init.zeros_(branch[-1].weight)
                 nn.init.zeros_(branch[-1].bias)
-        for same_stage, finer_stage in zip(self.same_stage, self.finer_stage):
-            nn.init.dirac_(same_stage.weight)
-            for parameter in (same_stage.bias, finer_stage.weight, finer_stage.bias):
-                nn.init.zeros_(parameter)
+        for parameter in self.finer_stage.parameters():
+            nn.init.zeros_(parameter)
+        for parameter in self.same_stage.parameters():
+            nn.init.dirac_(parameter) if parameter.dim() > 1 else nn.init.zeros_(parameter)
 
     def forward(self, skips: list[torch.Tensor]) -> list[torch.Tensor]:
         """B1..B3, each of the shape of its A^s (B, C_s, H_s, W_s, D_s)."""

@@ -27,6 +27,7 @@ from ..data.cases import MODALITIES
 from ..data.datalist import make_datalist, write_new
 from ..errors import InputError
 from ..evaluation.report import merge_reports
+from ..knobs import flags
 
 __all__ = ["main", "run_fold"]
 
@@ -60,7 +61,7 @@ def keep_settings(output_dir: Path, dataset_dir: Path, config_file: Sequence[str
         InputError: when folds are there of another data set, other configs or other knobs.
     """
     path = output_dir / "settings.json"
-    given = dict(zip(knobs[::2], knobs[1::2], strict=False))
+    given = {f"--{name}": value for name, value in flags(knobs).items()}
     values = {name: value for name, value in given.items() if name not in WITHOUT_EFFECT}
     wanted: dict[str, Any] = {
         "dataset_dir": str(dataset_dir.resolve()),
@@ -140,4 +141,5 @@ def main(argv: Sequence[str]) -> None:
         run_fold(fold, arguments.config_file, knobs, output_dir)
     folders = [output_dir / f"fold{fold}" for fold in range(arguments.folds)]
     if all((folder / "metrics.csv").is_file() for folder in folders):
-        merge_reports(folders, output_dir)
+        entries = json.loads(datalist.read_text())["training"]
+        merge_reports(folders, output_dir, {entry["case_id"]: entry["patient"] for entry in entries})
