@@ -63,10 +63,11 @@ class MultiScaleFusion(nn.Module):
         The paper names no initialization; with torch's, B begins as A plus noise of about its size. As in residual
         networks, the last convolution of each branch, and W_B, begin at zero; W_A begins as the identity.
         """
-        for stage in self.branches:
-            for branch in stage.branches:
-                nn.init.zeros_(branch[-1].weight)
-                nn.init.zeros_(branch[-1].bias)
+        for stage in self.modules():
+            if isinstance(stage, AtrousBranches):
+                for branch in stage.branches:
+                    for parameter in list(branch.children())[-1].parameters():
+                        nn.init.zeros_(parameter)
         for parameter in self.finer_stage.parameters():
             nn.init.zeros_(parameter)
         for parameter in self.same_stage.parameters():
