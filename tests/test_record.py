@@ -93,6 +93,7 @@ def test_weights_without_a_record_have_the_defaults(tmp_path, workflow):
     ("knob", "given", "recorded"),
     [
         ("modalities", ["t1in", "ct"], "['t1in', 't2spir']"),
+        ("modalities", ["t1in", "t1in"], "different"),
         ("network_modalities", ["t2spir", "t1in"], "['t1in', 't2spir']"),
         ("spacing_mm", [1, 1, 1], "[2.5, 2.5, -1]"),
         ("roi_size", [16, 16, 16], "[16, 24, 16]"),
@@ -100,7 +101,7 @@ def test_weights_without_a_record_have_the_defaults(tmp_path, workflow):
         ("intensities", {"t1in": {"low": 0, "high": 1, "mean": 0, "std": 1}}, "{}"),
         ("network_def#num_heads", 8, "3"),
     ],
-    ids=["modalities", "channels", "spacing", "crop", "convention", "intensities", "heads"],
+    ids=["modalities", "doubled", "channels", "spacing", "crop", "convention", "intensities", "heads"],
 )
 def test_what_differs_from_the_record_is_refused(tmp_path, workflow, knob, given, recorded):
     """The network is what MONAI Label and MONAI Deploy ask for: there they meet the check, too."""

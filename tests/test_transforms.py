@@ -24,6 +24,7 @@ from scripts.data.transforms import (
     RandModalityDropoutd,
     SpacingOfKeysd,
     ValuesToClassesd,
+    ZeroMissingd,
     is_nonzero,
     name_by_case,
 )
@@ -365,6 +366,22 @@ def test_hounsfield_units_stay_where_the_air_is_no_zero(tmp_path):
         image = LoadImageCased("image", ["ct"])({"image": str(tmp_path / f"{name}_ct.nii.gz")})["image"]
         assert image[0, 3, 3, 3] == 60
         assert image[0, 7, 7, 7] == -1024
+
+
+@pytest.mark.parametrize(
+    ("modalities", "channels"),
+    [
+        (["t1", "t1ce", "t2", "flair"], [1, 2, 3, 4]),
+        (["flair", "t2", "t1ce", "t1"], [4, 3, 2, 1]),
+        (["flair", "t1ce"], [0, 2, 0, 1]),
+    ],
+    ids=["as they are", "all in another order", "two in another order"],
+)
+def test_channels_go_to_their_places_in_the_network(modalities, channels):
+    image = MetaTensor(torch.arange(1.0, len(modalities) + 1).reshape(-1, 1, 1, 1), affine=2 * torch.eye(4))
+    found = ZeroMissingd("image", modalities, MODALITIES)({"image": image})["image"]
+    assert found.flatten().tolist() == channels
+    assert found.affine.diag().tolist() == [2, 2, 2, 2]
 
 
 def test_the_largest_logit_and_the_first_of_equals():

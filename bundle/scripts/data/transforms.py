@@ -169,7 +169,7 @@ class RandModalityDropoutd(RandomizableTransform, MapTransform):
 
 
 class ZeroMissingd(MapTransform):
-    """An image of some modalities gets the channels of the network: those that are missing are zero.
+    """An image of some modalities, in any order, gets the channels of the network: those that are missing are zero.
 
     After the normalization, whose mean is zero, as :class:`~scripts.data.RandModalityDropoutd` leaves them out in the
     training. The image's ``meta`` names them in ``missing``.
@@ -188,7 +188,7 @@ class ZeroMissingd(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
-        for key in self.key_iterator(d) if self.missing else ():
+        for key in self.key_iterator(d) if self.places != list(range(self.num_channels)) else ():
             image = d[key]
             channels = image.as_tensor().new_zeros((self.num_channels, *image.shape[1:]))
             channels[self.places] = image.as_tensor()

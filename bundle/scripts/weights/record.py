@@ -188,6 +188,8 @@ def check_contract(
                 f"modalities should be some of {list(ensure_tuple(network_modalities))}, with which the weights were "
                 f"trained, got {list(ensure_tuple(modalities))}: leave it out, or take other weights."
             )
+    if len(set(ensure_tuple(modalities))) < len(ensure_tuple(modalities)):
+        raise InputError(f"modalities should be different ones, got {list(ensure_tuple(modalities))}.")
     refuse_other("network_modalities", settings.get("modalities"), network_modalities)
     given = {"spacing_mm": spacing_mm, "intensities": intensities, "roi_size": roi_size}
     for name, value in given.items():
