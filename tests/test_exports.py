@@ -19,6 +19,7 @@ from scripts.sources.phantom import make_phantom, write_phantoms
 from scripts.weights import export as export_module
 from scripts.weights.engines import OnnxNetwork, TorchExportNetwork, TorchScriptNetwork
 from scripts.weights.export import export
+from scripts.weights.record import read_record, write_record
 
 pytestmark = pytest.mark.clients
 
@@ -144,6 +145,20 @@ def test_inference_writes_the_same_mask(exports, checkpoint, config_file, tmp_pa
         masks.append(np.asarray(nib.load(folder / "phantom_000_seg.nii.gz").dataobj))
     assert masks[0].any()
     np.testing.assert_array_equal(*masks)
+
+
+def test_the_record_goes_with_each_format(checkpoint, config_file, tmp_path, monkeypatch):
+    for name in ("write_torchscript", "write_onnx", "write_torch_export"):
+        monkeypatch.setattr(export_module, name, lambda path, *_: path.write_text(path.name))
+    monkeypatch.setattr(export_module, "compare", lambda *_: "a table")
+    weights = tmp_path / "weights.pt"
+    weights.write_bytes(checkpoint.read_bytes())
+    write_record(weights, {"settings": {"modalities": ["t1", "t1ce", "t2", "flair"]}})
+    export(tmp_path / "exports", weights, config_file)
+    for file, _ in FORMATS.values():
+        assert read_record(tmp_path / "exports" / file)["settings"] == read_record(weights)["settings"]
+    export(tmp_path / "exports", checkpoint, config_file)  # which have no record
+    assert not list((tmp_path / "exports").glob("*.json"))
 
 
 @pytest.mark.parametrize("kind", FORMATS)

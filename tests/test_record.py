@@ -15,7 +15,8 @@ from monai.data import MetaTensor
 from scripts.errors import InputError, one_sentence
 from scripts.networks import MISSU
 from scripts.weights.checkpoints import WeightsSaver
-from scripts.weights.record import arguments_of, check_unseen, read_record
+from scripts.weights.engines import existing
+from scripts.weights.record import arguments_of, check_unseen, read_record, write_record
 
 CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
 NETWORK = {"init_filters": 8, "blocks_per_stage": [1, 1, 2, 1], "hidden_size": 24, "mlp_dim": 20, "num_layers": 1}
@@ -205,3 +206,24 @@ def test_cases_of_the_training_are_not_scored(tmp_path):
 def test_the_evaluation_asks_before_it_runs():
     evaluating = json.loads((CONFIGS / "evaluate.json").read_text())["evaluating"]
     assert evaluating.index("@contract") < evaluating.index("@unseen") < evaluating.index("$@validate#evaluator.run()")
+
+
+@pytest.mark.parametrize("kind", ["ts", "onnx", "pt2"])
+def test_exported_weights_are_used_by_their_own_record(tmp_path, kind):
+    weights = Path(write_weights(tmp_path / "liver.pt"))
+    exported = tmp_path / f"liver.{kind}"
+    exported.write_bytes(b"an exported network")
+    write_record(exported, read_record(weights))
+    config = ConfigParser()
+    config.read_config([str(CONFIGS / "inference.json"), str(CONFIGS / f"inference_{kind}.json")])
+    config.update({"device": "cpu", "exported": str(exported)})
+    assert {name: config.get_parsed_content(name) for name in LIVER} == LIVER
+    exported.write_bytes(b"another")
+    assert "the sha256 differs" in sentence(parser("inference", checkpoint=str(exported)), "contract")
+
+
+def test_an_exported_network_whose_record_is_missing_is_refused(tmp_path):
+    write_weights(tmp_path / "liver.pt")
+    (tmp_path / "liver.ts").write_bytes(b"an exported network")
+    with pytest.raises(InputError, match=r"liver\.ts has no record liver\.ts\.json"):
+        existing(tmp_path / "liver.ts")

@@ -21,7 +21,7 @@ from ..data.cases import case_id_of, first_file, folder_of
 from ..errors import InputError
 from ..files import whole_file
 from ..networks import Ensemble
-from .record import arguments_of, describe, sha256
+from .record import arguments_of, describe, record_of, sha256, write_record
 
 __all__ = [
     "CheckpointLoader",
@@ -84,10 +84,9 @@ def save_weights(network: nn.Module, path: str | Path, record: Mapping[str, Any]
     there a record of other weights.
     """
     path = Path(path)
-    write_state(network.state_dict(), path, outdated=path.with_suffix(".json"))
+    write_state(network.state_dict(), path, outdated=record_of(path))
     if record is not None:
-        with whole_file(path.with_suffix(".json")) as temporary:
-            temporary.write_text(json.dumps({**record, "sha256": sha256(path)}, indent=2) + "\n")
+        write_record(path, record)
 
 
 def load_weights(network: nn.Module, path: str | Path) -> None:

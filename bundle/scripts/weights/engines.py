@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
@@ -10,6 +11,9 @@ from torch import nn
 from torch.export.passes import move_to_device_pass
 
 from ..errors import InputError
+from .record import describe, read_record, record_of
+
+logger = logging.getLogger(__name__)
 
 onnxruntime, has_onnxruntime = optional_import("onnxruntime")
 
@@ -17,13 +21,19 @@ __all__ = ["OnnxNetwork", "TorchExportNetwork", "TorchScriptNetwork"]
 
 
 def existing(path: str | Path) -> str:
-    """The path, as text.
+    """The path, as text; says in the log what it comes from, by its record.
 
     Raises:
-        InputError: when there is no file.
+        InputError: when there is no file, or its record is missing though its weights have one.
     """
     if not Path(path).is_file():
         raise InputError(f"The exported network {path} is not there: python -m scripts export writes it.")
+    if read_record(path) is None and read_record(Path(path).with_suffix(".pt")) is not None:
+        raise InputError(
+            f"The exported network {path} has no record {record_of(Path(path)).name}, though the weights beside it have "
+            "one: export it anew by python -m scripts export."
+        )
+    logger.info(describe(path))
     return str(path)
 
 

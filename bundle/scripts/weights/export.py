@@ -31,6 +31,7 @@ from ..errors import InputError
 from ..networks.missu import AXES, STRIDE
 from .checkpoints import load_weights
 from .engines import OnnxNetwork, TorchExportNetwork, TorchScriptNetwork
+from .record import EXPORTED, read_record, record_of, write_record
 
 op, _ = optional_import("onnxscript", name="opset18")
 safetensors_torch, _ = optional_import("safetensors.torch")
@@ -93,8 +94,13 @@ def export(
         (unfinished / "model.safetensors").write_bytes(safetensors_torch.save(network.state_dict()))
         table = compare(network, unfinished, examples, repeats)
         (unfinished / "exports.md").write_text(table)
+        record = read_record(checkpoint)
         for path in unfinished.iterdir():
+            record_of(output_dir / path.name).unlink(missing_ok=True)
             os.replace(path, output_dir / path.name)
+        if record is not None:
+            for suffix in EXPORTED:
+                write_record(output_dir / f"model{suffix}", record)
     return table
 
 

@@ -24,6 +24,7 @@ from ..data.cases import case_id_of
 from ..data.labels import Convention, regions
 from ..data.patients import patients_of
 from ..errors import InputError, flag
+from ..files import whole_file
 from ..networks import MISSU
 from ..networks.missu import STRIDE
 
@@ -35,11 +36,15 @@ __all__ = [
     "describe",
     "network_of_record",
     "read_record",
+    "record_of",
     "recorded",
     "sha256",
+    "write_record",
 ]
 
 logger = logging.getLogger(__name__)
+
+EXPORTED = (".ts", ".onnx", ".pt2")
 
 # What would give a wrong mask without a word: the order of modalities, sizes, and the network's own arguments.
 CONTRACT = ("modalities", "spacing_mm", "intensities", "roi_size", "network")
@@ -49,6 +54,17 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def record_of(path: Path) -> Path:
+    """The file of a record: ``model.json`` beside ``model.pt``, ``model.ts.json`` beside the exported ``model.ts``."""
+    return path.with_name(f"{path.name}.json") if path.suffix in EXPORTED else path.with_suffix(".json")
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Writes the record of weights that are there."""
+    with whole_file(record_of(path)) as temporary:
+        temporary.write_text(json.dumps({**record, "sha256": sha256(path)}, indent=2) + "\n")
+
+
 def read_record(path: str | Path) -> dict[str, Any] | None:
     """The record beside weights; ``None`` where there is none.
 
@@ -56,7 +72,7 @@ def read_record(path: str | Path) -> dict[str, Any] | None:
         InputError: when it cannot be read, or is that of other weights.
     """
     path = Path(path)
-    file = path.with_suffix(".json")
+    file = record_of(path)
     if not file.is_file() or not path.is_file():  # load_weights says that weights are missing
         return None
     try:
@@ -79,7 +95,7 @@ def describe(path: str | Path) -> str:
     record = read_record(path)
     if record is None:
         return (
-            f"{path}: of unknown origin, there is no {Path(path).stem}.json beside it. "
+            f"{path}: of unknown origin, there is no {record_of(Path(path)).name} beside it. "
             "Knobs that are not given have the config's defaults."
         )
     metrics = "".join(f", {name} {value:.3f}" for name, value in record["metrics"].items())
