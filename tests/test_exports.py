@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import monai.bundle
 import nibabel as nib
@@ -151,6 +152,8 @@ def test_the_record_goes_with_each_format(checkpoint, config_file, tmp_path, mon
     for name in ("write_torchscript", "write_onnx", "write_torch_export"):
         monkeypatch.setattr(export_module, name, lambda path, *_: path.write_text(path.name))
     monkeypatch.setattr(export_module, "compare", lambda *_: "a table")
+    monkeypatch.setattr(export_module, "PACKAGES", ("torch",))  # of the others nothing is asked here
+    monkeypatch.setattr(export_module, "safetensors_torch", SimpleNamespace(save=lambda _: b""))
     weights = tmp_path / "weights.pt"
     weights.write_bytes(checkpoint.read_bytes())
     write_record(weights, {"settings": {"modalities": ["t1", "t1ce", "t2", "flair"]}})

@@ -21,7 +21,8 @@ from ..data.cases import case_id_of
 from ..errors import InputError, flag
 from ..files import check_writable, remove_unfinished
 from ..progress import at_the_end
-from ..weights.checkpoints import read_state, sha256, write_state
+from ..weights.checkpoints import read_state, write_state
+from ..weights.record import sha256
 
 __all__ = ["TrainingState"]
 

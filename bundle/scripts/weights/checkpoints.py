@@ -21,7 +21,7 @@ from ..data.cases import case_id_of, first_file, folder_of
 from ..errors import InputError
 from ..files import whole_file
 from ..networks import Ensemble
-from .record import arguments_of, describe, record_of, sha256, write_record
+from .record import arguments_of, describe, record_of, write_record
 
 __all__ = [
     "CheckpointLoader",

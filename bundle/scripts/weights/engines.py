@@ -30,8 +30,8 @@ def existing(path: str | Path) -> str:
         raise InputError(f"The exported network {path} is not there: python -m scripts export writes it.")
     if read_record(path) is None and read_record(Path(path).with_suffix(".pt")) is not None:
         raise InputError(
-            f"The exported network {path} has no record {record_of(Path(path)).name}, though the weights beside it have "
-            "one: export it anew by python -m scripts export."
+            f"The exported network {path} has no record {record_of(Path(path)).name}, though the weights beside it "
+            "have one: export it anew by python -m scripts export."
         )
     logger.info(describe(path))
     return str(path)
