@@ -227,3 +227,12 @@ def test_an_exported_network_whose_record_is_missing_is_refused(tmp_path):
     (tmp_path / "liver.ts").write_bytes(b"an exported network")
     with pytest.raises(InputError, match=r"liver\.ts has no record liver\.ts\.json"):
         existing(tmp_path / "liver.ts")
+
+
+def test_the_evaluation_takes_patients_from_the_list(tiny_cases, tmp_path):
+    entry = {"image": {name: f"case_0/case_0_{name}.nii.gz" for name in ("t1", "t2")}, "patient": "one"}
+    entry["label"] = "case_0/case_0_seg.nii.gz"
+    (tmp_path / "list.json").write_text(json.dumps({"testing": [{**entry, "case_id": name} for name in "ab"]}))
+    config = parser("evaluating", dataset_dir=str(tiny_cases), data_list_file_path=str(tmp_path / "list.json"))
+    config.update({"modalities": ["t1", "t2"]})
+    assert config.get_parsed_content("validate#handlers#2#patients") == {"a": "one", "b": "one"}

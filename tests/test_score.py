@@ -47,6 +47,18 @@ def test_the_same_masks_in_two_conventions(folders, capsys):
     assert "4 cases" in capsys.readouterr().out
 
 
+def test_patients_are_those_of_a_table(folders, tmp_path):
+    table = tmp_path / "patients.csv"
+    table.write_text("case,patient\ncase_0,a\ncase_1,a\ncase_2,b\n")
+    assert score(folders, *CONVENTIONS, "--patients", str(table)) == (
+        f"Error: Case case_3: its patient is missing in {table}."
+    )
+    table.write_text(table.read_text() + "case_3,b\n")
+    assert score(folders, *CONVENTIONS, "--patients", str(table)) is None
+    rows = list(csv.DictReader((folders["output"] / "summary.csv").read_text().splitlines()))
+    assert {(row["cases"], row["patients"]) for row in rows} == {("4", "2")}
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

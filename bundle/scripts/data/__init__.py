@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .cache import MappedDataset
-from .datalist import inference_cases, load_datalist
+from .datalist import inference_cases, load_datalist, patients_in
 from .labels import num_classes, recorded_convention, regions
 from .loading import LoadImageCased
 from .seeded import SeededDataset, SeededSampler
@@ -40,6 +40,7 @@ __all__ = [
     "load_datalist",
     "name_by_case",
     "num_classes",
+    "patients_in",
     "recorded_convention",
     "regions",
 ]

@@ -21,7 +21,7 @@ from ..files import whole_file
 from .cases import LABEL, MODALITIES, WHOLE, Case, case_id_of, find_cases, list_cases
 from .patients import looks_repeated, patient_of, patients_of, read_patients
 
-__all__ = ["inference_cases", "load_datalist", "make_datalist", "read_datalist"]
+__all__ = ["inference_cases", "load_datalist", "make_datalist", "patients_in", "read_datalist"]
 
 logger = logging.getLogger(__name__)
 
@@ -259,6 +259,11 @@ def warn_of_shared_patients(name: str, labelled: dict[str, list[dict[str, Any]]]
 
 def _patient(entry: dict[str, Any]) -> str:
     return str(entry.get("patient") or patient_of(case_id_of(entry)))
+
+
+def patients_in(entries: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """The patient of each case of a list, by case ID."""
+    return {case_id_of(entry): _patient(entry) for entry in entries}
 
 
 def _read(path: Path) -> dict[str, Any]:

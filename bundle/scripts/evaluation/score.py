@@ -21,6 +21,7 @@ from ..arguments import listed, mapped
 from ..data.cases import LABEL, WHOLE, Case, find_cases
 from ..data.labels import Convention, classes_to_regions, regions, values_to_classes
 from ..data.loading import check_same_space, image_loader, read
+from ..data.patients import patients_of, read_patients
 from ..errors import InputError
 from .metrics import CHAOS_METRICS, METRICS
 from .report import EvaluationReport
@@ -36,6 +37,7 @@ def score_masks(
     label_convention: Convention,
     prediction_convention: Convention | None = None,
     suffixes: Mapping[str, str] | None = None,
+    patients: str | Path | None = None,
     **rules: Any,
 ) -> None:
     """Writes and prints the report of ``configs/evaluate.json`` for masks on disk.
@@ -47,6 +49,8 @@ def score_masks(
         label_convention: of the labels; its regions are scored.
         prediction_convention: of the predictions, by default that of the labels.
         suffixes: of foreign file names of the labels, as :func:`scripts.data.cases.split_file_name` takes them.
+        patients: a table of cases and their patients, as :func:`scripts.data.patients.read_patients` takes it, in place
+            of what their names say.
         rules: as in :class:`scripts.evaluation.EvaluationReport`.
 
     Raises:
@@ -61,7 +65,10 @@ def score_masks(
         raise InputError(f"Case {case_id}: the {lacking} is missing in {folder}.")
     if rules.get("missed_mm") is None:
         rules["missed_mm"] = missed_mm_of(label_convention)
-    report = EvaluationReport(output_dir, tuple(regions(label_convention)), rules)
+    patient_of_case = patients_of(truths, dataset_dir) if patients is None else read_patients(patients)
+    for case_id in sorted(truths.keys() - patient_of_case.keys()):
+        raise InputError(f"Case {case_id}: its patient is missing in {patients}.")
+    report = EvaluationReport(output_dir, tuple(regions(label_convention)), rules, patient_of_case)
     for case_id, path in tqdm(sorted(truths.items()), desc="scoring", leave=False, disable=None):
         truth = load_regions(case_id, path, label_convention, label_convention)
         predicted_by = prediction_convention or label_convention
@@ -101,6 +108,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--missed_mm", type=float, help="distance where one mask is empty; default: that of the label_convention"
     )
+    parser.add_argument("--patients", type=Path, help="CSV with the columns case and patient; default: by the names")
     parser.add_argument("--lesion_dilations", type=int, default=3)
     parser.add_argument("--lesion_min_mm3", type=float, default=50.0)
     score_masks(**vars(parser.parse_args(argv)))

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from ..arguments import listed
 from ..data.cases import MODALITIES
-from ..data.datalist import make_datalist, write_new
+from ..data.datalist import make_datalist, patients_in, write_new
 from ..errors import InputError
 from ..evaluation.report import merge_reports
 from ..knobs import flags
@@ -142,4 +142,4 @@ def main(argv: Sequence[str]) -> None:
     folders = [output_dir / f"fold{fold}" for fold in range(arguments.folds)]
     if all((folder / "metrics.csv").is_file() for folder in folders):
         entries = json.loads(datalist.read_text())["training"]
-        merge_reports(folders, output_dir, {entry["case_id"]: entry["patient"] for entry in entries})
+        merge_reports(folders, output_dir, patients_in(entries))
