@@ -165,8 +165,10 @@ SMALL, MOVED = np.arange(125).reshape(5, 5, 5) % 2, np.diag([1.0, 1.0, 1.2, 1.0]
         ),
         (
             {"a_seg": np.ones(SHAPE), "p": np.ones(SHAPE)},
-            ["--prediction", "{folder}/p.nii.gz", "--label_convention", "brats_ped"]
-            + ["--prediction_convention", "brats2024_gli"],
+            [
+                *("--prediction", "{folder}/p.nii.gz"),
+                *("--label_convention", "brats_ped", "--prediction_convention", "brats2024_gli"),
+            ],
             "should name the same classes, class 4 is cc in brats_ped and rc in brats2024_gli.",
         ),
     ],
