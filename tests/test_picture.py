@@ -165,8 +165,11 @@ SMALL, MOVED = np.arange(125).reshape(5, 5, 5) % 2, np.diag([1.0, 1.0, 1.2, 1.0]
         ),
         (
             {"a_seg": np.ones(SHAPE), "p": np.ones(SHAPE)},
-            ["--prediction", "{folder}/p.nii.gz", "--label_convention", "chaos_liver"],
-            "should name the same classes, class 1 is liver in chaos_liver and ncr in brats2023.",
+            [
+                *("--prediction", "{folder}/p.nii.gz"),
+                *("--label_convention", "brats_ped", "--prediction_convention", "brats2024_gli"),
+            ],
+            "should name the same classes, class 4 is cc in brats_ped and rc in brats2024_gli.",
         ),
     ],
     ids=[
@@ -220,10 +223,11 @@ def test_the_convention_of_a_prediction_can_be_given(tmp_path):
 def test_the_names_of_the_classes_are_those_of_the_convention(tmp_path):
     image = write(tmp_path / "a_t2spir.nii.gz", grey_image())
     write(tmp_path / "a_seg.nii.gz", with_block(4, slice(4, 16), slice(8, 20), slice(2, 4)))
-    organs = load_case(image, ["t2spir"], label_convention="chaos_organs")
-    assert organs.names == {1: "liver", 2: "right-kidney", 3: "left-kidney", 4: "spleen"}
-    assert organs.masks["truth"].max() == 4
-    liver = load_case(image, ["t2spir"], label_convention="chaos_liver")
+    organs = {"labels": {"background": 0, "liver": 1, "right kidney": 2, "left kidney": 3, "spleen": 4}}
+    seen = load_case(image, ["t2spir"], label_convention=organs)
+    assert seen.names == {1: "liver", 2: "right-kidney", 3: "left-kidney", 4: "spleen"}
+    assert seen.masks["truth"].max() == 4
+    liver = load_case(image, ["t2spir"], label_convention={"labels": {"background": [0, 2, 3, 4], "liver": 1}})
     assert liver.names == {1: "liver"}
     assert not liver.masks["truth"].any()  # of the spleen this convention says nothing
 

@@ -60,7 +60,7 @@ def test_modalities_and_classes_are_taken_by_name(parent):
 def test_another_organ_takes_the_background_alone_from_the_head(parent):
     old, path = parent
     new = network(1, 3)
-    load_pretrained(new, path, ["t1"], "hippocampus")
+    load_pretrained(new, path, ["t1"], {"labels": {"background": 0, "anterior": 1, "posterior": 2}})
     assert torch.equal(new.head.weight[0], old.head.weight[0])
     assert not torch.equal(new.head.weight[1], old.head.weight[1])
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from ..data.labels import class_names
+from ..data.labels import Convention, class_names
 from ..errors import InputError, flag
 from ..networks import MISSU
 from .checkpoints import read_state
@@ -48,7 +48,7 @@ def load_pretrained(
     network: MISSU,
     pretrained: str,
     modalities: Sequence[str],
-    label_convention: str,
+    label_convention: Convention,
     freeze_encoder: bool = False,
 ) -> list[str]:
     """Starts a network from the weights of another, and says what it did not take from them.
