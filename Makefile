@@ -52,8 +52,8 @@ test-slow: $(VENV)/installed
 test-clients: $(VENV)/clients
 	$(BIN)/python -m pytest -m clients
 
-$(VENV)/clients: $(VENV)/installed requirements-exports.txt
-	$(BIN)/pip install --quiet --requirement requirements-exports.txt
+$(VENV)/clients: $(VENV)/installed requirements-exports.txt requirements-dicom.txt
+	$(BIN)/pip install --quiet --requirement requirements-exports.txt --requirement requirements-dicom.txt
 	touch $@
 
 bench: $(VENV)-bench/installed

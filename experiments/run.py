@@ -84,15 +84,18 @@ def run_variant(
         "ckpt_dir": run_dir,
         "resume": "auto",
         "output_dir": run_dir,
-        "checkpoint": run_dir / "model_final.pt",
     }
     configs = [str(BUNDLE / name) for name in spec["config_file"]]
     started = time.monotonic()
     with open(run_dir / "log.txt", "w") as log:
-        for workflow, more in (("training", []), ("evaluating", [str(BUNDLE / "configs/evaluate.json")])):
+        scored = {"checkpoint": run_dir / "model_final.pt"}
+        for workflow, more, own in (
+            ("training", [], {}),
+            ("evaluating", [str(BUNDLE / "configs/evaluate.json")], scored),
+        ):
             command = [sys.executable, "-m", "monai.bundle", "run", workflow]
             command += ["--config_file", str([configs[0], *more, *configs[1:], str(overlay)])]
-            for name, value in knobs.items():
+            for name, value in {**knobs, **own}.items():
                 command += [f"--{name}", str(value)]
             environment = {**os.environ, "PYTHONPATH": f"{BUNDLE}{os.pathsep}{Path(__file__).resolve().parent}"}
             if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode:

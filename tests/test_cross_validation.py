@@ -110,7 +110,11 @@ def test_ensemble_flips_and_the_rule_compose(folds, phantoms, tmp_path):
     scored = configs("train", "evaluate", *together)
     paths = ["--dataset_dir", str(phantoms), "--output_dir", str(tmp_path), "--folds_dir", str(folds), "--fold", "0"]
     more = ["--modalities", str(MODALITIES), "--data_list_file_path", str(folds / "datalist.json")]
-    result = run("evaluating", "--config_file", scored, *paths, *more, *SMALL, "--split", "validation")
+    arguments = ["evaluating", "--config_file", scored, *paths, *more, *SMALL, "--split", "validation"]
+    result = run(*arguments)
+    assert result.returncode == 1  # the other fold was trained on it
+    assert "are of patients that the weights" in result.stderr
+    result = run(*arguments, "--allow_training_cases", "true")
     assert result.returncode == 0, result.stderr
     [row] = table(tmp_path / "metrics.csv")
     truth = np.asarray(nib.load(phantoms / row["case"] / f"{row['case']}_seg.nii.gz").dataobj)

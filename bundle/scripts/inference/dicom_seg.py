@@ -1,0 +1,235 @@
+"""A mask as a DICOM segmentation object (SEG) of the series that it was drawn on, for PACS and viewers.
+
+    python -m scripts dicom_seg --source <folder of one series> --mask mask.nii.gz --output mask.dcm
+
+It needs ``highdicom``: ``pip install -r requirements-dicom.txt``. The mask has to lie on the grid of the series, in
+whatever order and direction of axes: nothing is resampled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nibabel as nib
+import numpy as np
+
+from ..data.labels import Convention, class_names, values_to_classes
+from ..data.loading import read_checked
+from ..errors import InputError
+from ..files import check_writable, whole_file
+from ..sources.dicom import sorted_slices
+from ..weights.record import convention_to_write, sha256
+
+__all__ = ["check_highdicom", "write_seg"]
+
+BUNDLE = Path(__file__).parents[2]
+GRID_TOLERANCE = 1e-2  # in voxels, and of cosines; NIfTI's affines have 32 bits
+MANUFACTURER = "MISSU bundle (research only)"
+# What highdicom copies from the series. Those that may be empty have to be there all the same (DICOM PS3.3, type 2).
+NEEDED = (
+    *("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID"),
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime"),
+    *("AccessionNumber", "PixelSpacing"),
+)
+
+
+class Coded(NamedTuple):
+    """A segment's category and type: code, scheme and meaning of each."""
+
+    category: tuple[str, str, str]
+    kind: tuple[str, str, str]
+
+
+ANATOMY = ("91723000", "SCT", "Anatomical Structure")
+ABNORMAL = ("49755003", "SCT", "Morphologically Abnormal Structure")
+# By the names of classes. SNOMED CT, and NCIt where DICOM's own table for tumors (CID 7169) takes it.
+CODES = {
+    "ncr": Coded(ABNORMAL, ("6574001", "SCT", "Necrosis")),
+    "ed": Coded(ABNORMAL, ("79654002", "SCT", "Edema")),
+    "et": Coded(ABNORMAL, ("C113842", "NCIt", "Enhancing Lesion")),
+    "cc": Coded(ABNORMAL, ("367643001", "SCT", "Cyst")),
+    "liver": Coded(ANATOMY, ("10200004", "SCT", "Liver")),
+    "spleen": Coded(ANATOMY, ("78961009", "SCT", "Spleen")),
+    "right-kidney": Coded(ANATOMY, ("9846003", "SCT", "Right kidney")),
+    "left-kidney": Coded(ANATOMY, ("18639004", "SCT", "Left kidney")),
+}
+OWN_SCHEME = "99MISSU"  # DICOM leaves names that begin with 99 to everybody
+
+
+def check_highdicom() -> Any:
+    """The library, where it is installed.
+
+    Raises:
+        InputError: when it is not.
+    """
+    try:
+        return import_module("highdicom")
+    except ImportError as error:
+        raise InputError("A DICOM SEG needs highdicom: pip install -r requirements-dicom.txt.") from error
+
+
+def code_of(name: str) -> Coded:
+    """The codes of a class; one that is not known gets a code of our own, its name."""
+    return CODES.get(name, Coded(ANATOMY, (name[:16], OWN_SCHEME, name[:64])))
+
+
+def read_headers(files: Sequence[Path]) -> list[Any]:
+    """The headers of a series' slices.
+
+    Raises:
+        InputError: when one lacks what a SEG takes over from it.
+    """
+    pydicom = import_module("pydicom")
+    headers = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
+    for file, header in zip(files, headers):
+        missing = [name for name in NEEDED if name not in header]
+        if missing:
+            raise InputError(f"{file} should say to which patient and study it belongs, it lacks {', '.join(missing)}.")
+    for name in ("StudyInstanceUID", "PatientID", "FrameOfReferenceUID"):
+        values = sorted({str(header[name].value) for header in headers})
+        if len(values) > 1:
+            raise InputError(f"{files[0].parent} should be of one {name}, its slices have {' and '.join(values)}.")
+    for header in headers:  # highdicom asks for it, scanners may leave it out
+        header.SliceThickness = header.get("SliceThickness") or distance_mm(headers)
+    return headers
+
+
+def distance_mm(headers: Sequence[Any]) -> float:
+    """Between slices, by their positions; of a single one its thickness."""
+    if len(headers) == 1:
+        return float(headers[0].get("SliceThickness") or 1)
+    first, last = (np.array(header.ImagePositionPatient, float) for header in (headers[0], headers[-1]))
+    return float(np.linalg.norm(last - first)) / (len(headers) - 1)
+
+
+def mask_on_grid(highdicom: Any, mask: Path, headers: Sequence[Any], label_convention: Convention) -> Any:
+    """The classes of a mask as a volume (slices, rows, columns) on the grid of a series.
+
+    Raises:
+        InputError: when it cannot be read, has other values, or lies on another grid.
+    """
+    try:
+        image = read_checked(mask)
+        values = np.asarray(image.dataobj)
+    except Exception as error:  # nibabel, gzip and zlib have an error of their own for each way of being damaged
+        raise InputError(f"{mask} cannot be read as a mask.") from error
+    classes = values_to_classes(values, label_convention).astype(np.uint8)
+    first = headers[0]
+    grid = highdicom.VolumeGeometry.from_attributes(
+        image_position=first.ImagePositionPatient,
+        image_orientation=first.ImageOrientationPatient,
+        rows=first.Rows,
+        columns=first.Columns,
+        pixel_spacing=first.PixelSpacing,
+        spacing_between_slices=distance_mm(headers),
+        number_of_frames=len(headers),
+        coordinate_system="PATIENT",
+        frame_of_reference_uid=first.FrameOfReferenceUID,
+    )
+    volume = highdicom.Volume.from_nibabel(
+        nib.Nifti1Image(classes, image.affine), frame_of_reference_uid=first.FrameOfReferenceUID
+    )
+    series = Path(first.filename).parent
+    same_voxels = np.allclose(sorted(volume.spacing), sorted(grid.spacing), rtol=GRID_TOLERANCE)
+    try:
+        if not same_voxels or sorted(volume.spatial_shape) != sorted(grid.spatial_shape):
+            raise RuntimeError("sizes differ")  # it would be thinned, cut or padded else
+        matched = volume.match_geometry(grid, tol=GRID_TOLERANCE)
+    except RuntimeError as error:
+        raise InputError(f"{mask} should lie on the grid of the series in {series}, it does not: {error}.") from error
+    if np.count_nonzero(matched.array) != np.count_nonzero(classes):
+        raise InputError(f"{mask} should lie on the grid of the series in {series}, it lies beside it.")
+    return grid.with_array(matched.array)
+
+
+def write_seg(
+    source: Path | Sequence[Path],
+    mask: Path,
+    output: Path,
+    label_convention: Convention,
+    checkpoint: Path | None,
+) -> None:
+    """Writes a mask as a DICOM SEG, whole or not at all.
+
+    Args:
+        source: the folder of the series, or its slices in the order of their positions.
+        mask: a NIfTI file on the grid of the series.
+        output: the file, a new one.
+        label_convention: of the mask.
+        checkpoint: the weights that made it, where they are known; their sha256 is written.
+
+    Raises:
+        InputError: when highdicom is missing, the series lacks what it should say of patient and study, or the mask
+            lies on another grid.
+    """
+    highdicom = check_highdicom()
+    from_pydicom = import_module("pydicom.sr.coding").Code
+    files = sorted_slices(source) if isinstance(source, Path) else list(source)
+    headers = read_headers(files[::-1])  # highdicom's volumes are right-handed: slices from the far end
+    volume = mask_on_grid(highdicom, mask, headers, label_convention)
+    version = json.loads((BUNDLE / "configs" / "metadata.json").read_text())["version"]
+    digest = None if checkpoint is None else sha256(checkpoint)
+    algorithm = highdicom.AlgorithmIdentificationSequence(
+        name="MISSU",
+        family=from_pydicom("123110", "DCM", "Artificial Intelligence"),
+        version=version,
+        parameters=None if digest is None else {"weights sha256": digest},
+    )
+    segments = []
+    for number, name in list(enumerate(class_names(label_convention)))[1:]:
+        coded = code_of(name)
+        segments.append(
+            highdicom.seg.SegmentDescription(
+                segment_number=number,
+                segment_label=name,
+                segmented_property_category=from_pydicom(*coded.category),
+                segmented_property_type=from_pydicom(*coded.kind),
+                algorithm_type="AUTOMATIC",
+                algorithm_identification=algorithm,
+            )
+        )
+    segmentation = highdicom.seg.Segmentation(
+        source_images=headers,
+        pixel_array=volume,
+        segmentation_type="BINARY",
+        segment_descriptions=segments,
+        series_instance_uid=highdicom.UID(),
+        series_number=1000,
+        sop_instance_uid=highdicom.UID(),
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name="MISSU",
+        software_versions=version,
+        device_serial_number=(digest or "unknown")[:16],
+        content_description="For research only",
+        content_label="RESEARCH",
+    )
+    segmentation.SeriesDescription = "MISSU segmentation, research only"
+    with whole_file(output) as temporary:
+        segmentation.save_as(temporary)
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m scripts dicom_seg", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--source", type=Path, required=True, help="folder of the series that the mask lies on")
+    parser.add_argument("--mask", type=Path, required=True, help="the mask, NIfTI")
+    parser.add_argument("--output", type=Path, required=True, help="the segmentation object, a new .dcm")
+    parser.add_argument("--checkpoint", type=Path, help="the weights that made the mask")
+    parser.add_argument("--label_convention", help="of the mask; default: what the weights write")
+    arguments = parser.parse_args(argv)
+    if arguments.output.suffix != ".dcm":
+        raise InputError(f"output should end with .dcm, it is {arguments.output}.")
+    if arguments.output.exists():
+        raise InputError(f"output should be a new file, {arguments.output} exists.")
+    if arguments.checkpoint is not None and not arguments.checkpoint.is_file():
+        raise InputError(f"checkpoint should be a file of weights, {arguments.checkpoint} is not there.")
+    weights = () if arguments.checkpoint is None else (str(arguments.checkpoint),)
+    label_convention = arguments.label_convention or convention_to_write(weights, "brats2023")
+    check_writable(arguments.output.parent, "the folder of output")
+    write_seg(arguments.source, arguments.mask, arguments.output, label_convention, arguments.checkpoint)
+    print(arguments.output)

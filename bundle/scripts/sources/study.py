@@ -1,0 +1,228 @@
+"""A DICOM study: which of its series is which modality, by what they say of themselves."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import itk
+
+from ..data.cases import files_below
+from ..errors import InputError
+from .dicom import is_dicom, sort_slices
+
+__all__ = ["Series", "choose_series", "read_study"]
+
+logger = logging.getLogger(__name__)
+
+TAGS = {
+    "study": "0020|000d",
+    "uid": "0020|000e",
+    "frame": "0020|0052",
+    "instance": "0008|0018",
+    "patient": "0010|0020",
+    "number": "0020|0011",
+    "kind": "0008|0060",
+    "description": "0008|103e",
+    "protocol": "0018|1030",
+    "sequence": "0018|0024",
+    "image_type": "0008|0008",
+    "agent": "0018|0010",
+    "repetition_ms": "0018|0080",
+    "echo_ms": "0018|0081",
+    "inversion_ms": "0018|0082",
+}
+LEAST_SLICES = 8  # fewer are a localizer, a calibration, a single picture
+LOCALIZER = re.compile(r"locali[sz]|scout|survey|topogram|\bloc\b|plan scan")
+# Neither anatomy by T1 nor by T2: diffusion, perfusion, blood, vessels, and what was computed of others.
+OTHER = re.compile(
+    r"dwi|adc|dti|diff|trace|ep2d|perf|dsc|dce|rcbv|swi|swan|t2\s?\*|t2 ?star|hemo|\btof\b|mra\b|angio|fmri|bold|"
+    r"subtr|\bsub\b|phase|\bmip\b|projection|b0 ?map|field ?map|spectro"
+)
+CONTRAST = re.compile(r"\+ ?c\b|\bce\b|t1ce|t1c\b|post|gad|\bgd\b|t1gd|contrast|\bkm\b")
+NO_CONTRAST = re.compile(r"\bpre\b|without|w/o|\bnativ|non.?contrast|no contrast|\bunenhanced")
+
+
+@dataclass
+class Series:
+    """A series of a study: its files, one for each slice or one of many frames, and its attributes as text.
+
+    ``left_out`` says why it is no candidate.
+    """
+
+    folder: Path
+    attributes: dict[str, str]
+    num_slices: int = 0
+    files: list[Path] = field(default_factory=list)
+    left_out: str | None = None
+
+    @property
+    def text(self) -> str:
+        names = ("description", "protocol", "sequence")
+        return " ".join(self.attributes[name] for name in names).lower().replace("_", " ")
+
+    def __str__(self) -> str:
+        number, description = self.attributes["number"] or "?", self.attributes["description"] or "no description"
+        return f"series {number} ({description}, {self.attributes['kind']}, {self.num_slices} slices)"
+
+    def milliseconds(self, name: str) -> float:
+        try:
+            return float(self.attributes[name])
+        except ValueError:
+            return 0.0
+
+
+def read_study(folder: Path) -> list[Series]:
+    """The series of a study, by their numbers; files may lie in subfolders, and be called anything.
+
+    A file that is there twice, by its own UID, counts once; one that is no picture is counted in the log.
+
+    Raises:
+        InputError: when there is no picture, or pictures are of several studies or patients, or do not say of which.
+    """
+    if not folder.is_dir():
+        raise InputError(f"dicom should be the folder of a study, {folder} is not there.")
+    found: dict[str, Series] = {}
+    owners: dict[str, dict[str, Path]] = defaultdict(dict)
+    instances: set[str] = set()
+    num_others = 0
+    for file in files_below(folder):
+        if file.name.upper() == "DICOMDIR" or not is_dicom(file):
+            continue
+        attributes, frames = read_attributes(file)
+        if attributes is None:
+            num_others += 1
+            continue
+        if not attributes["study"] or not attributes["uid"]:
+            raise InputError(f"{file} should say of which study and series it is, it does not.")
+        for name in ("study", "patient"):
+            owners[name].setdefault(attributes[name], file)
+        if attributes["instance"] in instances:
+            continue
+        instances.add(attributes["instance"])
+        series = found.setdefault(attributes["uid"], Series(file.parent, attributes))
+        series.files.append(file)
+        series.num_slices += frames
+    if not found:
+        raise InputError(f"dicom should be the folder of a study, {folder} holds no DICOM picture.")
+    for name, files in owners.items():
+        if len(files) > 1:
+            first, second = list(files.values())[:2]
+            several = "patients" if name == "patient" else "studies"
+            raise InputError(f"{folder} should hold one study, {first} and {second} are of two {several}.")
+    if num_others:
+        logger.warning(f"{num_others} file(s) of {folder} are no pictures that can be read, and are left out.")
+    for series in found.values():
+        image_type = series.attributes["image_type"].upper()
+        if "LOCALIZER" in image_type or LOCALIZER.search(series.text):
+            series.left_out = "a localizer"
+        elif series.num_slices < LEAST_SLICES:
+            series.left_out = "too few slices"
+        elif series.attributes["kind"] not in ("MR", "CT"):
+            series.left_out = "neither MR nor CT"
+    return sorted(found.values(), key=lambda series: (int_of(series.attributes["number"]), series.attributes["uid"]))
+
+
+def int_of(text: str) -> int:
+    return int(text) if text.isdigit() else -1
+
+
+def read_attributes(file: Path) -> tuple[dict[str, str] | None, int]:
+    """What a file says of itself, empty where it does not, and its frames; none where it is no picture."""
+    io = itk.GDCMImageIO.New(FileName=str(file))
+    try:
+        io.ReadImageInformation()
+    except RuntimeError:
+        return None, 0
+    tags = io.GetMetaDataDictionary()
+    # GDCM fills up a text of odd length with a blank or a zero.
+    attributes = {name: str(tags[tag]).strip(" \0") if tags.HasKey(tag) else "" for name, tag in TAGS.items()}
+    return attributes, int(io.GetDimensions(2))
+
+
+def modality_of(series: Series) -> str | None:
+    """``ct``, ``t1``, ``t1ce``, ``t2`` or ``flair``, by description first, by the timing of the sequence else."""
+    if series.attributes["kind"] == "CT":
+        return "ct"
+    text = series.text
+    if OTHER.search(text) or "PROJECTION" in series.attributes["image_type"].upper():
+        return None
+    is_t1, is_t2 = "t1" in text or re.search(r"mp ?rage|bravo|spgr", text), "t2" in text
+    is_flair = re.search(r"flair|dark.?fluid|tirm", text)
+    if not (is_t1 or is_t2 or is_flair):
+        echo_ms, inversion_ms = series.milliseconds("echo_ms"), series.milliseconds("inversion_ms")
+        is_flair = inversion_ms > 1500 and echo_ms > 60
+        is_t2 = not is_flair and echo_ms > 70
+        is_t1 = 0 < echo_ms < 30 and 0 < series.milliseconds("repetition_ms") < 1000
+    if is_flair and not (is_t1 and not is_t2):  # there is a FLAIR of T1, too
+        return "flair"
+    if is_t2 and not is_t1:
+        return "t2"
+    if is_t1 and not is_t2:
+        with_agent = CONTRAST.search(text) or series.attributes["agent"]
+        return "t1ce" if with_agent and not NO_CONTRAST.search(text) else "t1"
+    return None
+
+
+def choose_series(
+    study: Sequence[Series], modalities: Sequence[str], given: Mapping[str, str | None]
+) -> dict[str, Series]:
+    """The series of each modality, its files sorted; the choice is logged, with what is left out and why.
+
+    Of several that fit, the one with most slices is taken.
+
+    Args:
+        study: from :func:`read_study`.
+        modalities: those that are wanted.
+        given: the number or UID of the series of a modality, where it is known.
+
+    Raises:
+        InputError: when none fits, two fit as well, a given one is not there, they lie in different frames of
+            reference, or one is not whole.
+    """
+    chosen: dict[str, Series] = {}
+    there = "; ".join(map(str, study))
+    for name in modalities:
+        wanted = given.get(name)
+        if wanted is not None:
+            fitting = [each for each in study if wanted in (each.attributes["number"], each.attributes["uid"])]
+            if len(fitting) != 1:
+                raise InputError(
+                    f"{name} should be the number or UID of one series, {wanted} is of {len(fitting)}: {there}."
+                )
+        else:
+            fitting = [each for each in study if each.left_out is None and modality_of(each) == name]
+            if not fitting:
+                raise InputError(
+                    f"No series is {name} by what it says: name it by --{name} <number>. There are {there}."
+                )
+            most = max(each.num_slices for each in fitting)
+            others = [each for each in fitting if each.num_slices < most]
+            fitting = [each for each in fitting if each.num_slices == most]
+            if len(fitting) > 1:
+                raise InputError(
+                    f"Several series may be {name}, {' and '.join(map(str, fitting))}: name one by --{name} <number>."
+                )
+            for other in others:
+                other.left_out = f"{name} with fewer slices"
+        chosen[name] = fitting[0]
+    reference = modalities[0]
+    for name, series in chosen.items():
+        if series.attributes["frame"] != chosen[reference].attributes["frame"]:
+            raise InputError(
+                f"All series should lie in one frame of reference, {reference}, {chosen[reference]}, and {name}, {series}, "
+                "do not: the patient was moved between them, register them first."
+            )
+    lines = [f"{name}: {series}" for name, series in chosen.items()]
+    for series in study:
+        if all(series is not other for other in chosen.values()):
+            lines.append(f"left out: {series}, {series.left_out or modality_of(series) or 'another kind of picture'}")
+    logger.info("\n".join(["Series of the study:", *lines]))
+    for series in chosen.values():
+        if len(series.files) > 1:
+            series.files = sort_slices(series.files, series.folder)
+    return chosen

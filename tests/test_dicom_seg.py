@@ -1,0 +1,182 @@
+"""DICOM SEG: the same voxels at the same place by readers that are not ours. Skipped where highdicom is missing."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK
+from dicom_files import AXIAL, OBLIQUE, write_series
+
+from scripts.__main__ import main
+
+highdicom = pytest.importorskip("highdicom", reason="pip install -r requirements-dicom.txt")
+pydicom = pytest.importorskip("pydicom")
+
+BUNDLE = Path(__file__).parents[1] / "bundle"
+SHAPE = (5, 6, 8)  # slices, rows, columns
+REVERSED = (1.0, 0.0, 0.0, 0.0, -1.0, 0.0)  # slices and rows run against the patient's axes
+CORONAL = (1.0, 0.0, 0.0, 0.0, 0.0, -1.0)
+
+
+def complete(series: Path, **changes: object) -> None:
+    """Adds what a scanner says of patient and study."""
+    for file in series.glob("*.dcm"):
+        slice_ = pydicom.dcmread(file)
+        said = {
+            **{"PatientID": "P1", "PatientName": "A^B", "PatientBirthDate": "", "PatientSex": "", "StudyID": "1"},
+            **{"StudyDate": "20200101", "StudyTime": "", "AccessionNumber": "", "StudyInstanceUID": "2.25.7"},
+            **{"FrameOfReferenceUID": "2.25.8", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.4"},
+        }
+        for name, value in (said | changes).items():
+            if value is None and name in slice_:
+                del slice_[name]
+            elif value is not None:
+                setattr(slice_, name, value)
+        slice_.save_as(file)
+
+
+def write_mask(series: Path, path: Path) -> SimpleITK.Image:
+    """A mask of the classes 1, 2 and 3 on the grid of a series; given as SimpleITK has it."""
+    reader = SimpleITK.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(series)))
+    scan = reader.Execute()
+    voxels = np.random.default_rng(1).integers(0, 4, SHAPE).astype(np.uint8)
+    voxels[0] = 0  # no frame of it in the file
+    mask = SimpleITK.GetImageFromArray(voxels)
+    mask.CopyInformation(scan)
+    SimpleITK.WriteImage(mask, str(path))
+    return mask
+
+
+def voxel_places(seg: Path) -> dict[int, set[tuple[float, ...]]]:
+    """The places in mm of the voxels of each segment, worked out from the attributes of each frame alone."""
+    content = pydicom.dcmread(seg)
+    places: dict[int, set[tuple[float, ...]]] = {}
+    shared = content.SharedFunctionalGroupsSequence[0]
+    along, down = np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, float).reshape(2, 3)
+    row_mm, column_mm = map(float, shared.PixelMeasuresSequence[0].PixelSpacing)
+    for pixels, frame in zip(content.pixel_array, content.PerFrameFunctionalGroupsSequence):
+        origin = np.array(frame.PlanePositionSequence[0].ImagePositionPatient, float)
+        number = frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        for row, column in zip(*np.nonzero(pixels)):
+            place = origin + down * row * row_mm + along * column * column_mm
+            places.setdefault(number, set()).add(tuple((place.round(2) + 0.0).tolist()))
+    return places
+
+
+def flags(series: Path, mask: Path, output: Path) -> list[str]:
+    return ["dicom_seg", "--source", str(series), "--mask", str(mask), "--output", str(output)]
+
+
+@pytest.mark.parametrize("orientation", [AXIAL, OBLIQUE, REVERSED, CORONAL], ids=["axial", "oblique", "rev", "coronal"])
+@pytest.mark.parametrize("turned", [False, True], ids=["as it is", "turned"])
+def test_the_same_voxels_at_the_same_place(tmp_path, orientation, turned):
+    series, path, output = tmp_path / "series", tmp_path / "mask.nii.gz", tmp_path / "mask.dcm"
+    write_series(series, np.ones(SHAPE), orientation, names=["c", "a", "e", "b", "d"])
+    complete(series)
+    mask = write_mask(series, path)
+    if turned:
+        nib.save(nib.as_closest_canonical(nib.load(path)), path)
+    assert main(flags(series, path, output)) is None
+
+    voxels = SimpleITK.GetArrayFromImage(mask)
+    expected = {
+        number: {
+            tuple((np.array(mask.TransformIndexToPhysicalPoint(index)).round(2) + 0.0).tolist())
+            for index in (tuple(map(int, place[::-1])) for place in np.argwhere(voxels == number))
+        }
+        for number in (1, 2, 3)
+    }
+    assert voxel_places(output) == expected
+    volume = highdicom.seg.segread(output).get_volume(combine_segments=True)
+    assert np.bincount(volume.array.ravel(), minlength=4)[1:].tolist() == [
+        len(expected[number]) for number in (1, 2, 3)
+    ]
+    by_simpleitk = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(output)))
+    assert np.count_nonzero(by_simpleitk) == np.count_nonzero(voxels)
+
+
+def test_what_it_says_of_itself(tmp_path):
+    series, mask, output = tmp_path / "series", tmp_path / "mask.nii.gz", tmp_path / "mask.dcm"
+    write_series(series, np.ones(SHAPE))
+    complete(series)
+    write_mask(series, mask)
+    weights = tmp_path / "model.pt"
+    weights.write_bytes(b"weights")
+    assert main([*flags(series, mask, output), "--checkpoint", str(weights)]) is None
+    content = pydicom.dcmread(output)
+    sources = {pydicom.dcmread(file, stop_before_pixels=True).SOPInstanceUID for file in series.glob("*.dcm")}
+    referenced = {
+        each.ReferencedSOPInstanceUID for each in content.ReferencedSeriesSequence[0].ReferencedInstanceSequence
+    }
+    assert (content.Modality, content.PatientID, content.StudyInstanceUID) == ("SEG", "P1", "2.25.7")
+    assert content.FrameOfReferenceUID == "2.25.8"
+    assert referenced <= sources
+    segments = content.SegmentSequence
+    assert [segment.SegmentLabel for segment in segments] == ["ncr", "ed", "et"]
+    codes = [segment.SegmentedPropertyTypeCodeSequence[0].CodeValue for segment in segments]
+    assert codes == ["6574001", "79654002", "C113842"]
+    algorithm = segments[0].SegmentationAlgorithmIdentificationSequence[0]
+    assert algorithm.AlgorithmVersion == json.loads((BUNDLE / "configs" / "metadata.json").read_text())["version"]
+    digest = hashlib.sha256(b"weights").hexdigest()
+    assert digest in algorithm.AlgorithmParameters
+
+
+@pytest.mark.parametrize("missing", ["PatientID", "StudyInstanceUID", "FrameOfReferenceUID"])
+def test_a_series_without_patient_or_study_is_refused(tmp_path, missing):
+    series, mask, output = tmp_path / "series", tmp_path / "mask.nii.gz", tmp_path / "mask.dcm"
+    write_series(series, np.ones(SHAPE))
+    complete(series, **{missing: None})
+    write_mask(series, mask)
+    message = str(main(flags(series, mask, output)))
+    assert "should say to which patient and study it belongs" in message
+    assert missing in message
+    assert not output.exists()
+
+
+def other_size(mask: SimpleITK.Image) -> SimpleITK.Image:
+    return mask[:-1]
+
+
+def other_spacing(mask: SimpleITK.Image) -> SimpleITK.Image:
+    mask.SetSpacing([size / 2 for size in mask.GetSpacing()])
+    return mask
+
+
+def other_place(mask: SimpleITK.Image) -> SimpleITK.Image:
+    mask.SetOrigin([place + 1.5 for place in mask.GetOrigin()])
+    return mask
+
+
+@pytest.mark.parametrize("change", [other_size, other_spacing, other_place])
+def test_a_mask_on_another_grid_is_refused(tmp_path, change):
+    series, path, output = tmp_path / "series", tmp_path / "mask.nii.gz", tmp_path / "mask.dcm"
+    write_series(series, np.ones(SHAPE))
+    complete(series)
+    SimpleITK.WriteImage(change(write_mask(series, path)), str(path))
+    message = str(main(flags(series, path, output)))
+    assert "should lie on the grid of the series" in message
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("folder", ["dicom/t1post", "dicom/chaos_ct/1/DICOM_anon"])
+def test_real_series(real_data, tmp_path, folder):
+    scan, mask, output = (tmp_path / name for name in ("scan.nii.gz", "mask.nii.gz", "mask.dcm"))
+    assert main(["dicom", "--source", str(real_data / folder), "--output", str(scan)]) is None
+    image = nib.load(scan)
+    voxels = np.zeros(image.shape, np.uint8)
+    voxels[40:60, 50:90, 3:7] = 2
+    nib.save(nib.Nifti1Image(voxels, image.affine), mask)
+    assert main(flags(real_data / folder, mask, output)) is None
+    lps = image.affine * np.array([[-1], [-1], [1], [1]])
+    corners = [lps @ [*corner, 1] for corner in itertools.product((40, 59), (50, 89), (3, 6))]
+    places = np.array(sorted(voxel_places(output)[2]))
+    assert len(places) == 20 * 40 * 4
+    for corner in corners:
+        assert np.abs(places - corner[:3]).max(axis=1).min() < 0.02

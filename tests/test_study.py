@@ -1,0 +1,232 @@
+"""A DICOM study in, a mask out: which series is which, and what is refused."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK
+import torch
+from dicom_files import OBLIQUE, write_series
+
+from scripts.__main__ import main
+from scripts.errors import InputError
+from scripts.networks import MISSU
+from scripts.sources.study import choose_series, modality_of, read_study
+from scripts.weights.checkpoints import save_weights
+from scripts.weights.record import arguments_of
+
+MODALITIES = ["t1", "t1ce", "t2", "flair"]
+SHAPE = (16, 24, 20)  # slices, rows, columns
+NUMBER, DESCRIPTION, STUDY, FRAME, AGENT = "0020|0011", "0008|103e", "0020|000d", "0020|0052", "0018|0010"
+
+
+def brain(seed: int) -> np.ndarray:
+    """A box of noise in air: half of the volume is empty."""
+    voxels = np.zeros(SHAPE)
+    voxels[2:-2, 4:-4, 3:-3] = np.random.default_rng(seed).integers(100, 200, (12, 16, 14))
+    return voxels
+
+
+def add(study: Path, number: int, description: str, voxels: np.ndarray | None = None, **tags: str) -> Path:
+    """A series in a folder of its own, its files named as a PACS does; ``tags`` by the names above."""
+    folder = study / f"S{number}"
+    write_series(folder, brain(number) if voxels is None else voxels, OBLIQUE)
+    said = {"NUMBER": str(number), "DESCRIPTION": description, "STUDY": "2.25.1", "FRAME": "2.25.2"} | tags
+    for file in sorted(folder.glob("*.dcm")):
+        slice_ = SimpleITK.ReadImage(str(file))
+        for name, value in said.items():
+            slice_.SetMetaData(globals().get(name, name), value)
+        writer = SimpleITK.ImageFileWriter()
+        writer.KeepOriginalImageUIDOn()
+        writer.SetFileName(str(file))
+        writer.Execute(slice_)
+        file.rename(file.with_name(f"IM{file.stem}.1"))
+    return folder
+
+
+@pytest.fixture
+def study(tmp_path) -> Path:
+    """Four series of a brain, oblique, on one grid; a localizer, a diffusion and a shorter T2 beside them."""
+    folder = tmp_path / "study"
+    add(folder, 1, "localizer 3 plane")
+    add(folder, 2, "ax t1 se")
+    add(folder, 3, "AX T2 TSE")
+    add(folder, 4, "ep2d_diff_t2 ADC")
+    add(folder, 5, "t2_tirm_tra_dark-fluid")
+    add(folder, 6, "ax T1 se +C")
+    add(folder, 7, "COR T2", brain(7)[:10])
+    return folder
+
+
+@pytest.fixture
+def weights(tmp_path) -> Path:
+    """Of four modalities, with their record."""
+    torch.manual_seed(0)
+    network = MISSU(4, 4, 16, init_filters=8, hidden_size=16, mlp_dim=16, num_layers=1, num_heads=2)
+    settings = {"modalities": MODALITIES, "spacing_mm": [3, 3, 3], "roi_size": [16, 16, 16], "invert_logits": True}
+    record = {"settings": {**settings, "label_convention": "brats2018", "network": arguments_of(network)}}
+    path = tmp_path / "weights.pt"
+    save_weights(network, path, {**record, "cases": [], "metrics": {}, "dataset": "phantoms", "epoch": 1})
+    return path
+
+
+def test_which_series_is_which(study, caplog):
+    with caplog.at_level(logging.INFO):
+        chosen = choose_series(read_study(study), MODALITIES, {})
+    assert {name: series.attributes["number"] for name, series in chosen.items()} == {
+        **{"t1": "2", "t1ce": "6", "t2": "3", "flair": "5"},
+    }
+    assert [file.name for file in chosen["t1"].files] == [f"IM{index}.1" for index in range(SHAPE[0])]
+    assert "left out: series 1 (localizer 3 plane, MR, 16 slices), a localizer" in caplog.text
+    assert "left out: series 7 (COR T2, MR, 10 slices), t2 with fewer slices" in caplog.text
+    assert "t1ce: series 6 (ax T1 se +C, MR, 16 slices)" in caplog.text
+    chosen = choose_series(read_study(study), ["t2"], {"t2": "7"})
+    assert chosen["t2"].num_slices == 10
+
+
+@pytest.mark.parametrize(
+    ("description", "tags", "modality"),
+    [
+        ("T1 FLAIR", {}, "t1"),
+        ("Ax T2 FLAIR", {}, "flair"),
+        ("T1post", {}, "t1ce"),
+        ("MPRAGE", {AGENT: "Gadovist"}, "t1ce"),
+        ("MPRAGE pre", {AGENT: "Gadovist"}, "t1"),
+        ("t1 without contrast", {}, "t1"),
+        ("T2*", {}, None),
+        ("perfusion T1 DCE", {}, None),
+        ("brain", {"0018|0080": "500", "0018|0081": "9.5"}, "t1"),
+        ("brain", {"0018|0080": "9000", "0018|0081": "120", "0018|0082": "2500"}, "flair"),
+        ("brain", {"0018|0080": "5000", "0018|0081": "100"}, "t2"),
+        ("brain", {}, None),
+        ("", {"0008|0060": "CT"}, "ct"),
+    ],
+)
+def test_modality_by_what_a_series_says(tmp_path, description, tags, modality):
+    add(tmp_path, 1, description, np.ones((2, 4, 4)), **tags)
+    [series] = read_study(tmp_path)
+    assert modality_of(series) == modality
+
+
+def test_a_file_that_is_there_twice_counts_once(study):
+    (study / "again").mkdir()
+    (study / "again" / "x").write_bytes((study / "S2" / "IM3.1").read_bytes())
+    assert choose_series(read_study(study), ["t1"], {})["t1"].num_slices == SHAPE[0]
+
+
+def test_study_in_mask_and_page_out(study, weights, tmp_path):
+    output, page = tmp_path / "out" / "mask.nii.gz", tmp_path / "out" / "page.html"
+    arguments = ["--checkpoint", weights, "--dicom", study, "--output", output, "--report", page]
+    assert main(["segment", *map(str, arguments)]) is None
+    reader = SimpleITK.ImageSeriesReader()
+    reader.SetFileNames([str(study / "S2" / f"IM{index}.1") for index in range(SHAPE[0])])
+    scan, mask = reader.Execute(), SimpleITK.ReadImage(str(output))
+    assert mask.GetSize() == scan.GetSize()
+    for index in ((0, 0, 0), (19, 23, 15)):
+        place = scan.TransformIndexToPhysicalPoint(index)
+        assert mask.TransformIndexToPhysicalPoint(index) == pytest.approx(place, abs=1e-3)
+    assert page.is_file()
+
+
+def test_seg_of_a_study(study, weights, tmp_path):
+    pydicom = pytest.importorskip("pydicom", reason="pip install -r requirements-dicom.txt")
+    pytest.importorskip("highdicom", reason="pip install -r requirements-dicom.txt")
+    for file in study.glob("*/*"):
+        slice_ = pydicom.dcmread(file)
+        for name in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate"):
+            setattr(slice_, name, "")
+        slice_.StudyTime = slice_.AccessionNumber = ""
+        slice_.SOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
+        slice_.save_as(file)
+    output, seg = tmp_path / "mask.nii.gz", tmp_path / "mask.dcm"
+    arguments = ["--checkpoint", weights, "--dicom", study, "--output", output, "--seg", seg]
+    assert main(["segment", *map(str, arguments)]) is None
+    content = pydicom.dcmread(seg)
+    assert content.StudyInstanceUID == "2.25.1"
+    assert np.count_nonzero(content.pixel_array) == np.count_nonzero(nib.load(output).dataobj)
+
+
+def without_study(study: Path) -> None:
+    """Gives the UID of the study another tag: what writes DICOM does not leave it out."""
+    file = study / "S6" / "IM4.1"
+    content = file.read_bytes()
+    assert content.count(b"\x20\x00\x0d\x00") == 1
+    file.write_bytes(content.replace(b"\x20\x00\x0d\x00", b"\x20\x00\x0c\x00"))
+
+
+def with_skull() -> np.ndarray:
+    return np.random.default_rng(0).integers(1, 50, SHAPE)
+
+
+FAULTS = {
+    "two studies": (lambda study: add(study, 9, "T1", STUDY="2.25.9"), "are of two studies"),
+    "two patients": (lambda study: add(study, 9, "T1", **{"0010|0020": "other"}), "are of two patients"),
+    "no study": (without_study, "should say of which study and series it is"),
+    "two frames": (lambda study: add(study, 2, "ax t1 se", FRAME="2.25.9"), "should lie in one frame of reference"),
+    "no flair": (
+        lambda study: [file.unlink() for file in (study / "S5").iterdir()],
+        "No series is flair by what it says: name it by --flair <number>",
+    ),
+    "two of them": (lambda study: add(study, 9, "T1 sag"), "Several series may be t1, series 2"),
+    "a gap": (lambda study: (study / "S6" / "IM7.1").unlink(), "should hold slices at one distance"),
+    "two grids": (
+        lambda study: add(study, 2, "ax t1 se", np.pad(brain(2), ((0, 1), (0, 0), (0, 0)))),
+        "t1 and t1ce lie on two grids",
+    ),
+    "a skull": (lambda study: add(study, 2, "ax t1 se", with_skull()), "The brain has its skull, t1 has 0% air"),
+    "nothing": (lambda study: [file.unlink() for file in study.glob("*/*")], "holds no DICOM picture"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults(study, weights, tmp_path, fault):
+    if fault in ("two frames", "two grids", "a skull"):
+        for file in (study / "S2").iterdir():
+            file.unlink()
+    plant, sentence = FAULTS[fault]
+    plant(study)
+    output = tmp_path / "out" / "mask.nii.gz"
+    message = str(main(["segment", "--checkpoint", str(weights), "--dicom", str(study), "--output", str(output)]))
+    assert message.startswith("Error: ")
+    assert sentence in message
+    assert "\n" not in message
+    assert not output.exists()
+
+
+def test_a_seg_needs_dicom(weights, tiny_case, tmp_path):
+    files = [each for name in MODALITIES for each in (f"--{name}", str(tiny_case[name]))]
+    arguments = ["--checkpoint", str(weights), "--output", str(tmp_path / "m.nii.gz"), "--seg", str(tmp_path / "m.dcm")]
+    assert "--seg needs --dicom" in str(main(["segment", *files, *arguments]))
+
+
+def test_a_number_that_no_series_has(study):
+    with pytest.raises(InputError, match="t1 should be the number or UID of one series, 99 is of 0"):
+        choose_series(read_study(study), ["t1"], {"t1": "99"})
+
+
+def test_a_tilted_gantry_is_refused(tmp_path):
+    folder = add(tmp_path, 1, "T1", np.ones((9, 4, 4)))
+    for index, file in enumerate(sorted(folder.iterdir())):
+        slice_ = SimpleITK.ReadImage(str(file))
+        along = np.array(OBLIQUE[:3])
+        place = np.array(slice_.GetOrigin()) + along * index
+        slice_.SetOrigin(place.tolist())
+        slice_.SetMetaData("0020|0032", "\\".join(f"{value:.4f}" for value in place))
+        writer = SimpleITK.ImageFileWriter()
+        writer.KeepOriginalImageUIDOn()
+        writer.SetFileName(str(file.with_name(f"{index}.dcm")))
+        writer.Execute(slice_)
+        file.unlink()
+    with pytest.raises(InputError, match=r"shifted by 1\.00 mm within its plane"):
+        choose_series(read_study(tmp_path), ["t1"], {})
+
+
+@pytest.mark.parametrize(("folder", "modality"), [("dicom/t1post", "t1ce"), ("dicom/chaos_ct/1/DICOM_anon", "ct")])
+def test_real_series(real_data, folder, modality):
+    [series] = read_study(real_data / folder)
+    assert modality_of(series) == modality
+    assert len(choose_series([series], [modality], {})[modality].files) == series.num_slices
