@@ -173,11 +173,46 @@ def test_a_fusion_that_begins_as_the_identity():
     skips = [torch.randn(1, 4, 16, 16, 16), torch.randn(1, 8, 8, 8, 8), torch.randn(1, 16, 4, 4, 4)]
     fusion = MultiScaleFusion([4, 8, 16])
     assert not torch.allclose(fusion(skips)[2], skips[2], atol=0.1)
-    ideas.begin_as_identity(fusion)
+    fusion.begin_as_identity()
     assert all(torch.equal(fused, skip) for fused, skip in zip(fusion(skips), skips))
     sum(fused.square().sum() for fused in fusion(skips)).backward()
     last = fusion.branches[0].branches[3][-1].weight
     assert last.grad.abs().sum() > 0  # it can leave the identity
+
+
+def test_an_encoder_of_fused_features_begins_as_the_plain_one():
+    torch.manual_seed(0)
+    network = MISSU(img_size=16, **TINY)
+    x = torch.randn(1, 4, 16, 16, 16)
+    output = ideas.FusedEncoding(network)(x)
+    assert torch.equal(output.logits, network(x))
+    output.logits.square().sum().backward()
+    assert all(
+        stage.weight.grad.abs().sum() > 0 for stage in network.encoder[3][0].modules() if hasattr(stage, "dilation")
+    )
+
+
+def test_logits_of_each_resolution_and_their_loss():
+    torch.manual_seed(0)
+    network = MISSU(img_size=16, **TINY)
+    x, label = torch.randn(1, 4, 16, 16, 16), torch.zeros(1, 1, 16, 16, 16)
+    label[..., :8] = 2
+    logits = ideas.DeepSupervision(network)(x)
+    assert [tuple(of.shape) for of in logits] == [(1, 4, side, side, side) for side in (16, 8, 4)]
+    assert torch.equal(logits[0], network(x))
+
+    def cross_entropy(of: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(of, truth[:, 0].long())
+
+    expected = sum(
+        weight * cross_entropy(of, label[..., ::step, ::step, ::step])
+        for weight, of, step in zip((4 / 7, 2 / 7, 1 / 7), logits, (1, 2, 4))
+    )
+    loss = ideas.DeepSupervisedLoss(cross_entropy, distillation_weight=0.0)
+    assert loss(logits, label).item() == pytest.approx(float(expected), rel=1e-5)
+    loss = ideas.DeepSupervisedLoss(cross_entropy, distillation_weight=0.5)
+    assert loss([torch.ones_like(of) for of in logits], label).item() == pytest.approx(np.log(4), rel=1e-5)
+    assert loss(logits, label).item() > float(expected)
 
 
 def test_residual_stages_skip_a_convolution_that_gives_nothing():
@@ -225,6 +260,7 @@ def test_self_distillation_at_a_tenth_of_the_budget(real_data, tmp_path):
     assert runner.main([str(experiment), *arguments]) is None
     rows = table(results)
     named = ["plain", "literal", "taught", "taught-ramp", "ms-output"]
-    assert list(rows) == [*named, "taught-identity", "ms-output-identity"]
+    named += ["taught-identity", "ms-output-identity"]
+    assert list(rows) == [*named, "repaired", "fused-encoding", "deep-supervision", "deep-supervision-taught"]
     assert all((row["seeds"], row["cases"]) == ("3", "60") for row in rows.values())
     assert all(0.2 < float(row["dice"]) < 0.95 for row in rows.values())
