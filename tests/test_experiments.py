@@ -31,7 +31,7 @@ def load(name: str) -> ModuleType:
     return module
 
 
-runner, ideas = load("run"), load("ideas")
+runner, ideas, modalities = load("run"), load("ideas"), load("modalities")
 
 TAUGHT = {
     "distillation_weight": 0.3,
@@ -264,3 +264,32 @@ def test_self_distillation_at_a_tenth_of_the_budget(real_data, tmp_path):
     assert list(rows) == [*named, "repaired", "fused-encoding", "deep-supervision", "deep-supervision-taught"]
     assert all((row["seeds"], row["cases"]) == ("3", "60") for row in rows.values())
     assert all(0.2 < float(row["dice"]) < 0.95 for row in rows.values())
+
+
+def write_subsets(results: Path, variant: str, fold: int, dice: dict[str, float]) -> None:
+    """The same Dice with each subset and of each region, but 0.2 more of WT with all four."""
+    rows = [
+        [case, name, region, value + 0.2 * (name == modalities.NAMES[-1] and region == "wt")]
+        for case, value in dice.items()
+        for name in modalities.NAMES
+        for region in ("tc", "wt", "et")
+    ]
+    modalities.write_csv(results / f"{variant}_fold{fold}.csv", [["case", "modalities", "region", "dice"], *rows])
+
+
+def test_the_table_of_modalities_pairs_cases(tmp_path):
+    write_subsets(tmp_path, "dropout", 0, {"a": 0.3, "b": 0.5})
+    write_subsets(tmp_path, "teacher", 0, {"a": 0.4, "b": 0.8})
+    write_subsets(tmp_path, "teacher", 1, {"c": 0.1})  # without a base: it counts for the mean alone
+    modalities.report(tmp_path)
+    with open(tmp_path / "table.csv", newline="") as file:
+        rows = {(row["variant"], row["modalities"], row["region"]): row for row in csv.DictReader(file)}
+    row = rows["teacher", "t1ce", "et"]
+    assert (row["cases"], float(row["dice"])) == ("3", pytest.approx(1.3 / 3, abs=1e-4))
+    # 0.1 and 0.3: mean 0.2, standard error 0.1; the t of one degree of freedom is 12.706
+    assert float(row["difference"]) == pytest.approx(0.2)
+    assert float(row["low_of_cases"]) == pytest.approx(0.2 - 1.2706, abs=1e-4)
+    assert row["low_of_folds"] == "nan"  # one fold alone
+    assert float(rows["dropout", modalities.NAMES[-1], "wt"]["dice"]) == pytest.approx(0.6)
+    assert float(rows["dropout", modalities.MEAN, "mean"]["dice"]) == pytest.approx(0.4 + 0.2 / 45, abs=1e-4)
+    assert {path.name for path in tmp_path.glob("*.png")} == {"dropout.png", "teacher.png"}
