@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from monai.losses import DeepSupervisionLoss
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from scripts.networks import MISSU, InstanceNorm, MultiScaleFusion, SelfDistillation, Windows
 from scripts.networks.self_distillation import SelfDistillationOutput
 from scripts.training import MISSULoss
+from scripts.training.losses import LossOfTerms, SelfDistillationLoss
 
 
 class TaughtDistillation(SelfDistillation):
@@ -43,25 +46,129 @@ class TaughtLoss(MISSULoss):
     Args:
         segmentation: loss of logits and label.
         distillation_weight: lambda.
-        ramp_steps: steps in which lambda rises linearly from 0; a teacher has little to tell before it has learned.
+        start: step up to which lambda is 0; a teacher has little to tell before it has learned.
+        ramp_steps: steps from there in which it rises linearly.
+        exponent: as for :class:`~scripts.training.SelfDistillationLoss`.
+        first_stage: of those in L_sd; 0 is one convolution of the image.
     """
 
-    def __init__(self, segmentation: nn.Module, distillation_weight: float, ramp_steps: int = 0) -> None:
+    def __init__(
+        self,
+        segmentation: nn.Module,
+        distillation_weight: float,
+        start: int = 0,
+        ramp_steps: int = 0,
+        exponent: int = 1,
+        first_stage: int = 0,
+    ) -> None:
         super().__init__(segmentation, distillation_weight)
+        self.distillation = SelfDistillationLoss(exponent)
+        self.start = start
         self.ramp_steps = ramp_steps
+        self.first_stage = first_stage
         self.num_steps: torch.Tensor
         self.register_buffer("num_steps", torch.tensor(0))  # part of the state that a training goes on from
 
     def forward(self, output: SelfDistillationOutput, label: torch.Tensor) -> torch.Tensor:
         self.num_steps += 1
-        weight = self.distillation_weight * min(1.0, int(self.num_steps) / max(1, self.ramp_steps))
+        weight = self.distillation_weight * min(1.0, max(0, int(self.num_steps) - self.start) / max(1, self.ramp_steps))
         segmentation = self.segmentation(output.logits, label)
         teacher = self.segmentation(output.teacher_logits, label)
-        distillation = self.distillation(output.students, output.teachers)
+        distillation = self.distillation(output.students[self.first_stage :], output.teachers[self.first_stage :])
         return self.summed_up(
             loss=segmentation + teacher + weight * distillation,
             segmentation_loss=segmentation,
             teacher_loss=teacher,
+            distillation_loss=distillation,
+        )
+
+
+class FusedEncoding(SelfDistillation):
+    """In training the encoder goes on from B^s, at inference from A^s; L_sd makes the two alike.
+
+    A reading of the paper: Eq. 6 lets L_seg depend on the weights of the fusion, which no other reading does.
+    """
+
+    def __init__(self, network: MISSU) -> None:
+        super().__init__(network)
+        self.fusion.begin_as_identity()
+
+    def forward(self, x: torch.Tensor) -> SelfDistillationOutput:
+        *stages, deepest = self.network.encoder
+        students: list[torch.Tensor] = []
+        teachers: list[torch.Tensor] = []
+        for number, stage in enumerate(stages):
+            x = stage(x)
+            if number == 0:
+                x = self.network.dropout(x)
+            students.append(x)
+            x = self.fusion.branches[number](x)
+            if number > 0:
+                x = self.fusion.same_stage[number - 1](x) + self.fusion.finer_stage[number - 1](teachers[-1])
+            teachers.append(x)
+        logits = self.network.decode(self.network.bottleneck(deepest(x)), students)
+        return SelfDistillationOutput(logits, students, teachers)
+
+
+class DeepSupervision(nn.Module):
+    """A plain MISSU with a head on each coarser stage of its decoder, in training only."""
+
+    def __init__(self, network: MISSU) -> None:
+        super().__init__()
+        self.network = network
+        widths = reversed(network.feature_channels[1:-1])
+        self.heads = nn.ModuleList(nn.Conv3d(width, network.head.out_channels, kernel_size=1) for width in widths)
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Logits from full resolution to the coarsest."""
+        *skips, deepest = self.network.encode(x)
+        x = self.network.bottleneck(deepest)
+        logits = []
+        for block, skip, head in zip(self.network.decoder, reversed(skips), [*self.heads, self.network.head]):
+            x = block(x, skip)
+            logits.append(head(x))
+        return logits[::-1]
+
+
+class DeepSupervisedLoss(LossOfTerms):
+    """Loss of each resolution, half as much from one to the next (nnU-Net's weights); and of a teacher of them.
+
+    The teacher is the mean of the logits of all resolutions, stopped. Each learns from it near the foreground.
+
+    Args:
+        segmentation: loss of logits and label.
+        distillation_weight: of the divergence from the teacher; 0 for none.
+        temperature: T.
+        reach: how many voxels from the foreground, along each axis.
+    """
+
+    def __init__(
+        self, segmentation: nn.Module, distillation_weight: float, temperature: float = 3.0, reach: int = 3
+    ) -> None:
+        super().__init__()
+        self.segmentation = DeepSupervisionLoss(segmentation, weights=[4 / 7, 2 / 7, 1 / 7])
+        self.distillation_weight = distillation_weight
+        self.temperature = temperature
+        self.reach = reach
+
+    def forward(self, logits: list[torch.Tensor], label: torch.Tensor) -> torch.Tensor:
+        if isinstance(logits, torch.Tensor):
+            raise ValueError("The logits should be a list, from DeepSupervision.")
+        label = label.float()
+        segmentation = self.segmentation(logits, label)
+        if not self.distillation_weight:
+            return self.summed_up(loss=segmentation)
+        full = [F.interpolate(of.float(), size=label.shape[2:], mode="trilinear") for of in logits]
+        teacher = (torch.stack(full).mean(0).detach() / self.temperature).log_softmax(1)
+        near = F.max_pool3d((label > 0).float(), 2 * self.reach + 1, stride=1, padding=self.reach)[:, 0]
+        divergences = [
+            (F.kl_div((of / self.temperature).log_softmax(1), teacher, reduction="none", log_target=True).sum(1) * near)
+            for of in full
+        ]
+        distillation = self.temperature**2 * torch.stack(divergences).mean(0).sum() / near.sum().clamp_min(1)
+        return self.summed_up(
+            loss=segmentation + self.distillation_weight * distillation,
+            segmentation_loss=segmentation,
             distillation_loss=distillation,
         )
 

@@ -31,7 +31,7 @@ def load(name: str) -> ModuleType:
     return module
 
 
-runner, ideas = load("run"), load("ideas")
+runner, ideas, modalities = load("run"), load("ideas"), load("modalities")
 
 TAUGHT = {
     "distillation_weight": 0.3,
@@ -173,11 +173,46 @@ def test_a_fusion_that_begins_as_the_identity():
     skips = [torch.randn(1, 4, 16, 16, 16), torch.randn(1, 8, 8, 8, 8), torch.randn(1, 16, 4, 4, 4)]
     fusion = MultiScaleFusion([4, 8, 16])
     assert not torch.allclose(fusion(skips)[2], skips[2], atol=0.1)
-    ideas.begin_as_identity(fusion)
+    fusion.begin_as_identity()
     assert all(torch.equal(fused, skip) for fused, skip in zip(fusion(skips), skips))
     sum(fused.square().sum() for fused in fusion(skips)).backward()
     last = fusion.branches[0].branches[3][-1].weight
     assert last.grad.abs().sum() > 0  # it can leave the identity
+
+
+def test_an_encoder_of_fused_features_begins_as_the_plain_one():
+    torch.manual_seed(0)
+    network = MISSU(img_size=16, **TINY)
+    x = torch.randn(1, 4, 16, 16, 16)
+    output = ideas.FusedEncoding(network)(x)
+    assert torch.equal(output.logits, network(x))
+    output.logits.square().sum().backward()
+    assert all(
+        stage.weight.grad.abs().sum() > 0 for stage in network.encoder[3][0].modules() if hasattr(stage, "dilation")
+    )
+
+
+def test_logits_of_each_resolution_and_their_loss():
+    torch.manual_seed(0)
+    network = MISSU(img_size=16, **TINY)
+    x, label = torch.randn(1, 4, 16, 16, 16), torch.zeros(1, 1, 16, 16, 16)
+    label[..., :8] = 2
+    logits = ideas.DeepSupervision(network)(x)
+    assert [tuple(of.shape) for of in logits] == [(1, 4, side, side, side) for side in (16, 8, 4)]
+    assert torch.equal(logits[0], network(x))
+
+    def cross_entropy(of: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(of, truth[:, 0].long())
+
+    expected = sum(
+        weight * cross_entropy(of, label[..., ::step, ::step, ::step])
+        for weight, of, step in zip((4 / 7, 2 / 7, 1 / 7), logits, (1, 2, 4))
+    )
+    loss = ideas.DeepSupervisedLoss(cross_entropy, distillation_weight=0.0)
+    assert loss(logits, label).item() == pytest.approx(float(expected), rel=1e-5)
+    loss = ideas.DeepSupervisedLoss(cross_entropy, distillation_weight=0.5)
+    assert loss([torch.ones_like(of) for of in logits], label).item() == pytest.approx(np.log(4), rel=1e-5)
+    assert loss(logits, label).item() > float(expected)
 
 
 def test_residual_stages_skip_a_convolution_that_gives_nothing():
@@ -225,6 +260,36 @@ def test_self_distillation_at_a_tenth_of_the_budget(real_data, tmp_path):
     assert runner.main([str(experiment), *arguments]) is None
     rows = table(results)
     named = ["plain", "literal", "taught", "taught-ramp", "ms-output"]
-    assert list(rows) == [*named, "taught-identity", "ms-output-identity"]
+    named += ["taught-identity", "ms-output-identity"]
+    assert list(rows) == [*named, "repaired", "fused-encoding", "deep-supervision", "deep-supervision-taught"]
     assert all((row["seeds"], row["cases"]) == ("3", "60") for row in rows.values())
     assert all(0.2 < float(row["dice"]) < 0.95 for row in rows.values())
+
+
+def write_subsets(results: Path, variant: str, fold: int, dice: dict[str, float]) -> None:
+    """The same Dice with each subset and of each region, but 0.2 more of WT with all four."""
+    rows = [
+        [case, name, region, value + 0.2 * (name == modalities.NAMES[-1] and region == "wt")]
+        for case, value in dice.items()
+        for name in modalities.NAMES
+        for region in ("tc", "wt", "et")
+    ]
+    modalities.write_csv(results / f"{variant}_fold{fold}.csv", [["case", "modalities", "region", "dice"], *rows])
+
+
+def test_the_table_of_modalities_pairs_cases(tmp_path):
+    write_subsets(tmp_path, "dropout", 0, {"a": 0.3, "b": 0.5})
+    write_subsets(tmp_path, "teacher", 0, {"a": 0.4, "b": 0.8})
+    write_subsets(tmp_path, "teacher", 1, {"c": 0.1})  # without a base: it counts for the mean alone
+    modalities.report(tmp_path)
+    with open(tmp_path / "table.csv", newline="") as file:
+        rows = {(row["variant"], row["modalities"], row["region"]): row for row in csv.DictReader(file)}
+    row = rows["teacher", "t1ce", "et"]
+    assert (row["cases"], float(row["dice"])) == ("3", pytest.approx(1.3 / 3, abs=1e-4))
+    # 0.1 and 0.3: mean 0.2, standard error 0.1; the t of one degree of freedom is 12.706
+    assert float(row["difference"]) == pytest.approx(0.2)
+    assert float(row["low_of_cases"]) == pytest.approx(0.2 - 1.2706, abs=1e-4)
+    assert row["low_of_folds"] == "nan"  # one fold alone
+    assert float(rows["dropout", modalities.NAMES[-1], "wt"]["dice"]) == pytest.approx(0.6)
+    assert float(rows["dropout", modalities.MEAN, "mean"]["dice"]) == pytest.approx(0.4 + 0.2 / 45, abs=1e-4)
+    assert {path.name for path in tmp_path.glob("*.png")} == {"dropout.png", "teacher.png"}
