@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import nibabel as nib
@@ -15,7 +14,7 @@ from dicom_files import OBLIQUE, write_series
 from scripts.__main__ import main
 from scripts.errors import InputError
 from scripts.networks import MISSU
-from scripts.sources.study import choose_series, modality_of, read_study
+from scripts.sources.study import choose_series, describe_choice, modality_of, read_study
 from scripts.weights.checkpoints import save_weights
 from scripts.weights.record import arguments_of
 
@@ -74,16 +73,22 @@ def weights(tmp_path) -> Path:
     return path
 
 
-def test_which_series_is_which(study, caplog):
-    with caplog.at_level(logging.INFO):
-        chosen = choose_series(read_study(study), MODALITIES, {})
+def test_which_series_is_which(study):
+    found = read_study(study)
+    chosen = choose_series(found, MODALITIES, {})
     assert {name: series.attributes["number"] for name, series in chosen.items()} == {
         **{"t1": "2", "t1ce": "6", "t2": "3", "flair": "5"},
     }
     assert [file.name for file in chosen["t1"].files] == [f"IM{index}.1" for index in range(SHAPE[0])]
-    assert "left out: series 1 (localizer 3 plane, MR, 16 slices), a localizer" in caplog.text
-    assert "left out: series 7 (COR T2, MR, 10 slices), t2 with fewer slices" in caplog.text
-    assert "t1ce: series 6 (ax T1 se +C, MR, 16 slices)" in caplog.text
+    assert describe_choice(found, chosen).splitlines() == [
+        "t1: series 2 (ax t1 se, MR, 16 slices)",
+        "t1ce: series 6 (ax T1 se +C, MR, 16 slices)",
+        "t2: series 3 (AX T2 TSE, MR, 16 slices)",
+        "flair: series 5 (t2_tirm_tra_dark-fluid, MR, 16 slices)",
+        "left out: series 1 (localizer 3 plane, MR, 16 slices), a localizer",
+        "left out: series 4 (ep2d_diff_t2 ADC, MR, 16 slices), another kind of picture",
+        "left out: series 7 (COR T2, MR, 10 slices), t2 with fewer slices",
+    ]
     chosen = choose_series(read_study(study), ["t2"], {"t2": "7"})
     assert chosen["t2"].num_slices == 10
 
@@ -118,10 +123,11 @@ def test_a_file_that_is_there_twice_counts_once(study):
     assert choose_series(read_study(study), ["t1"], {})["t1"].num_slices == SHAPE[0]
 
 
-def test_study_in_mask_and_page_out(study, weights, tmp_path):
+def test_study_in_mask_and_page_out(study, weights, tmp_path, capsys):
     output, page = tmp_path / "out" / "mask.nii.gz", tmp_path / "out" / "page.html"
     arguments = ["--checkpoint", weights, "--dicom", study, "--output", output, "--report", page]
     assert main(["segment", *map(str, arguments)]) is None
+    assert "t1ce: series 6 (ax T1 se +C, MR, 16 slices)" in capsys.readouterr().out
     reader = SimpleITK.ImageSeriesReader()
     reader.SetFileNames([str(study / "S2" / f"IM{index}.1") for index in range(SHAPE[0])])
     scan, mask = reader.Execute(), SimpleITK.ReadImage(str(output))

@@ -39,7 +39,7 @@ from ..knobs import check_knobs
 from ..pictures.case_report import report_case, write_report
 from ..pictures.picture import draw_case
 from ..sources.dicom import read_slices, write_image
-from ..sources.study import Series, choose_series, read_study
+from ..sources.study import Series, choose_series, describe_choice, read_study
 from ..weights.record import convention_to_write, recorded
 from .dicom_seg import check_highdicom, read_headers, write_seg
 
@@ -247,7 +247,9 @@ def main(argv: Sequence[str]) -> None:
             if not files:
                 parser.error(f"give a scan by one or more of {', '.join(f'--{name}' for name in modalities)}")
         else:
-            chosen = choose_series(read_study(arguments.dicom), modalities, given)
+            study = read_study(arguments.dicom)
+            chosen = choose_series(study, modalities, given)
+            print(describe_choice(study, chosen))
             source = chosen[modalities[0]].files
             convention = knobs.get("label_convention", convention_to_write(str(arguments.checkpoint), "brats2023"))
             files = convert(chosen, Path(folder), convention)

@@ -15,7 +15,7 @@ from ..data.cases import files_below
 from ..errors import InputError
 from .dicom import is_dicom, sort_slices
 
-__all__ = ["Series", "choose_series", "read_study"]
+__all__ = ["Series", "choose_series", "describe_choice", "read_study"]
 
 logger = logging.getLogger(__name__)
 
@@ -151,8 +151,8 @@ def modality_of(series: Series) -> str | None:
     text = series.text
     if OTHER.search(text) or "PROJECTION" in series.attributes["image_type"].upper():
         return None
-    is_t1, is_t2 = "t1" in text or re.search(r"mp ?rage|bravo|spgr", text), "t2" in text
-    is_flair = re.search(r"flair|dark.?fluid|tirm", text)
+    is_t1, is_t2 = bool(re.search(r"t1|mp ?rage|bravo|spgr", text)), "t2" in text
+    is_flair = bool(re.search(r"flair|dark.?fluid|tirm", text))
     if not (is_t1 or is_t2 or is_flair):
         echo_ms, inversion_ms = series.milliseconds("echo_ms"), series.milliseconds("inversion_ms")
         is_flair = inversion_ms > 1500 and echo_ms > 60
@@ -171,7 +171,7 @@ def modality_of(series: Series) -> str | None:
 def choose_series(
     study: Sequence[Series], modalities: Sequence[str], given: Mapping[str, str | None]
 ) -> dict[str, Series]:
-    """The series of each modality, its files sorted; the choice is logged, with what is left out and why.
+    """The series of each modality, its files sorted.
 
     Of several that fit, the one with most slices is taken.
 
@@ -214,15 +214,19 @@ def choose_series(
     for name, series in chosen.items():
         if series.attributes["frame"] != chosen[reference].attributes["frame"]:
             raise InputError(
-                f"All series should lie in one frame of reference, {reference}, {chosen[reference]}, and {name}, {series}, "
-                "do not: the patient was moved between them, register them first."
+                f"All series should lie in one frame of reference, {reference}, {chosen[reference]}, and {name}, "
+                f"{series}, do not: the patient was moved between them, register them first."
             )
-    lines = [f"{name}: {series}" for name, series in chosen.items()]
-    for series in study:
-        if all(series is not other for other in chosen.values()):
-            lines.append(f"left out: {series}, {series.left_out or modality_of(series) or 'another kind of picture'}")
-    logger.info("\n".join(["Series of the study:", *lines]))
     for series in chosen.values():
         if len(series.files) > 1:
             series.files = sort_slices(series.files, series.folder)
     return chosen
+
+
+def describe_choice(study: Sequence[Series], chosen: Mapping[str, Series]) -> str:
+    """Which series was taken for what, and which was left out and why, a line each."""
+    lines = [f"{name}: {series}" for name, series in chosen.items()]
+    for series in study:
+        if all(series is not other for other in chosen.values()):
+            lines.append(f"left out: {series}, {series.left_out or modality_of(series) or 'another kind of picture'}")
+    return "\n".join(lines)
