@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import itk
 import nibabel as nib
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from dicom_files import OBLIQUE, write_series
 
 from scripts.__main__ import main
 from scripts.errors import InputError
+from scripts.inference.segment import same_grid
 from scripts.networks import MISSU
+from scripts.sources.dicom import read_slices
 from scripts.sources.study import choose_series, describe_choice, modality_of, read_study
 from scripts.weights.checkpoints import save_weights
 from scripts.weights.record import arguments_of
@@ -209,6 +212,13 @@ def test_a_seg_needs_dicom(weights, tiny_case, tmp_path):
     assert "--seg needs --dicom" in str(main(["segment", *files, *arguments]))
 
 
+def test_weights_that_may_miss_a_modality_take_what_is_there(study):
+    found = [series for series in read_study(study) if series.attributes["number"] not in ("2", "5")]
+    assert list(choose_series(found, MODALITIES, {}, may_miss=True)) == ["t1ce", "t2"]
+    with pytest.raises(InputError, match="No series is flair"):
+        choose_series([], MODALITIES, {}, may_miss=True)
+
+
 def test_a_number_that_no_series_has(study):
     with pytest.raises(InputError, match="t1 should be the number or UID of one series, 99 is of 0"):
         choose_series(read_study(study), ["t1"], {"t1": "99"})
@@ -229,6 +239,30 @@ def test_a_tilted_gantry_is_refused(tmp_path):
         file.unlink()
     with pytest.raises(InputError, match=r"shifted by 1\.00 mm within its plane"):
         choose_series(read_study(tmp_path), ["t1"], {})
+
+
+def test_a_file_of_many_frames(tmp_path):
+    """As newer scanners write a series, here made of one slice by slice by highdicom."""
+    highdicom = pytest.importorskip("highdicom", reason="pip install -r requirements-dicom.txt")
+    pydicom = pytest.importorskip("pydicom")
+    folder = add(tmp_path / "slices", 3, "T1 post")
+    by_slices = read_slices(choose_series(read_study(folder), ["t1ce"], {})["t1ce"].files, folder)
+    slices = [pydicom.dcmread(file) for file in sorted(folder.iterdir())]
+    for slice_ in slices:
+        for name in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime"):
+            setattr(slice_, name, "")
+        slice_.AccessionNumber = slice_.Manufacturer = ""
+        slice_.SOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
+        slice_.SliceThickness, slice_.ImageType = 3, ["ORIGINAL", "PRIMARY", "OTHER"]
+    whole = highdicom.legacy.LegacyConvertedEnhancedMRImage(slices, "2.25.31", 3, "2.25.32", 1)
+    whole.SeriesDescription = "T1 post"
+    (tmp_path / "whole").mkdir()
+    whole.save_as(tmp_path / "whole" / "IM1")
+    [series] = read_study(tmp_path / "whole")
+    assert (modality_of(series), series.num_slices) == ("t1ce", SHAPE[0])
+    by_frames = read_slices(choose_series([series], ["t1ce"], {})["t1ce"].files, tmp_path)
+    assert same_grid(by_frames, by_slices)
+    assert (itk.array_from_image(by_frames) == itk.array_from_image(by_slices)).all()
 
 
 @pytest.mark.parametrize(("folder", "modality"), [("dicom/t1post", "t1ce"), ("dicom/chaos_ct/1/DICOM_anon", "ct")])

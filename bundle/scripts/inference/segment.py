@@ -248,9 +248,9 @@ def main(argv: Sequence[str]) -> None:
                 parser.error(f"give a scan by one or more of {', '.join(f'--{name}' for name in modalities)}")
         else:
             study = read_study(arguments.dicom)
-            chosen = choose_series(study, modalities, given)
+            chosen = choose_series(study, modalities, given, may_miss)
             print(describe_choice(study, chosen))
-            source = chosen[modalities[0]].files
+            source = next(iter(chosen.values())).files
             convention = knobs.get("label_convention", convention_to_write(str(arguments.checkpoint), "brats2023"))
             files = convert(chosen, Path(folder), convention)
         shown = (arguments.report, arguments.picture, arguments.seg)

@@ -169,7 +169,7 @@ def modality_of(series: Series) -> str | None:
 
 
 def choose_series(
-    study: Sequence[Series], modalities: Sequence[str], given: Mapping[str, str | None]
+    study: Sequence[Series], modalities: Sequence[str], given: Mapping[str, str | None], may_miss: bool = False
 ) -> dict[str, Series]:
     """The series of each modality, its files sorted.
 
@@ -179,6 +179,7 @@ def choose_series(
         study: from :func:`read_study`.
         modalities: those that are wanted.
         given: the number or UID of the series of a modality, where it is known.
+        may_miss: whether a modality that no series fits is left out, but for the last.
 
     Raises:
         InputError: when none fits, two fit as well, a given one is not there, they lie in different frames of
@@ -196,6 +197,8 @@ def choose_series(
                 )
         else:
             fitting = [each for each in study if each.left_out is None and modality_of(each) == name]
+            if not fitting and may_miss and (chosen or name != modalities[-1]):
+                continue
             if not fitting:
                 raise InputError(
                     f"No series is {name} by what it says: name it by --{name} <number>. There are {there}."
@@ -210,7 +213,7 @@ def choose_series(
             for other in others:
                 other.left_out = f"{name} with fewer slices"
         chosen[name] = fitting[0]
-    reference = modalities[0]
+    reference = next(iter(chosen))
     for name, series in chosen.items():
         if series.attributes["frame"] != chosen[reference].attributes["frame"]:
             raise InputError(
