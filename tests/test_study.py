@@ -261,8 +261,14 @@ def test_a_file_of_many_frames(tmp_path):
     [series] = read_study(tmp_path / "whole")
     assert (modality_of(series), series.num_slices) == ("t1ce", SHAPE[0])
     by_frames = read_slices(choose_series([series], ["t1ce"], {})["t1ce"].files, tmp_path)
-    assert same_grid(by_frames, by_slices)
-    assert (itk.array_from_image(by_frames) == itk.array_from_image(by_slices)).all()
+    # Its frames are in the opposite order; it is the same scan all the same.
+    turned = itk.flip_image_filter(by_frames, flip_axes=(False, False, True), flip_about_origin=False)
+    assert same_grid(turned, by_slices)
+    assert (itk.array_from_image(turned) == itk.array_from_image(by_slices)).all()
+    whole.PerFrameFunctionalGroupsSequence[5].PlanePositionSequence[0].ImagePositionPatient = [0, 0, 0]
+    whole.save_as(tmp_path / "whole" / "IM1")
+    with pytest.raises(InputError, match="should hold one stack of frames"):
+        choose_series(read_study(tmp_path / "whole"), ["t1ce"], {})
 
 
 @pytest.mark.parametrize(("folder", "modality"), [("dicom/t1post", "t1ce"), ("dicom/chaos_ct/1/DICOM_anon", "ct")])

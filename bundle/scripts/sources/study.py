@@ -7,13 +7,15 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 import itk
+import numpy as np
 
 from ..data.cases import files_below
 from ..errors import InputError
-from .dicom import is_dicom, sort_slices
+from .dicom import GAP_TOLERANCE, is_dicom, sort_slices
 
 __all__ = ["Series", "choose_series", "describe_choice", "read_study"]
 
@@ -223,7 +225,44 @@ def choose_series(
     for series in chosen.values():
         if len(series.files) > 1:
             series.files = sort_slices(series.files, series.folder)
+        elif series.num_slices > 1:
+            check_frames(series.files[0])
     return chosen
+
+
+def check_frames(file: Path) -> None:
+    """Refuses a file of many frames that are not one stack in its order, as ITK takes any for one.
+
+    Raises:
+        InputError: when they are not, or pydicom, which reads where each lies, is missing.
+    """
+    try:
+        pydicom = import_module("pydicom")
+    except ImportError as error:
+        raise InputError(
+            f"{file} holds many frames, to see where they lie needs pydicom: pip install -r requirements-dicom.txt."
+        ) from error
+    header = pydicom.dcmread(file, stop_before_pixels=True)
+    try:
+        shared = header.SharedFunctionalGroupsSequence[0]
+        frames = [(frame, shared) for frame in header.PerFrameFunctionalGroupsSequence]
+        places, axes = [], []
+        for groups in frames:
+            place, orientation = (
+                next(group[name] for group in groups if name in group).value[0]
+                for name in ("PlanePositionSequence", "PlaneOrientationSequence")
+            )
+            places.append(np.array(place.ImagePositionPatient, float))
+            axes.append(np.array(orientation.ImageOrientationPatient, float))
+    except (AttributeError, StopIteration, IndexError) as error:
+        raise InputError(f"{file} holds many frames and should say where each lies.") from error
+    normal = np.cross(axes[0][:3], axes[0][3:])
+    steps = np.diff(places, axis=0)
+    step_mm = abs(float(normal @ steps[0]))
+    even = np.abs(steps - steps[0]).max() <= GAP_TOLERANCE * step_mm
+    upright = np.linalg.norm(steps[0] - normal * (normal @ steps[0])) <= GAP_TOLERANCE * step_mm
+    if step_mm == 0 or not (even and upright and np.allclose(axes, axes[0], atol=1e-3)):
+        raise InputError(f"{file} should hold one stack of frames at one distance, one above the other, it does not.")
 
 
 def describe_choice(study: Sequence[Series], chosen: Mapping[str, Series]) -> str:
