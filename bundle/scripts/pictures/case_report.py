@@ -32,6 +32,7 @@ from ..checks.faults import Fault
 from ..checks.preflight import preflight
 from ..data.cases import LABEL, MODALITIES, WHOLE, Case, find_cases
 from ..data.labels import Convention, regions
+from ..data.loading import CT
 from ..errors import InputError
 from ..evaluation.lesions import TOUCHING
 from ..files import check_writable, whole_file
@@ -44,6 +45,7 @@ BUNDLE = Path(__file__).parents[2]
 RESEARCH_ONLY = "For research only. Not a medical device; not for diagnosis or treatment."
 MAX_SHOWN = 6  # lesions with pictures; tables have them all
 SCALE_MM = 20
+SOFT_TISSUE_HU = (-160.0, 240.0)
 MARGIN = 2  # voxels around what is not zero
 
 # Of each plane: its axis among right, anterior, superior, and what lies at the left and at the right of the picture.
@@ -235,6 +237,12 @@ def view_of(case: ShownCase, greys: Mapping[str, np.ndarray], box: Sequence[slic
     }
 
 
+def soft_tissue(image: np.ndarray) -> np.ndarray:
+    """Grey values 0 to 1 of a CT in Hounsfield units, in the window that abdomens are read with."""
+    low, high = SOFT_TISSUE_HU
+    return np.clip((image - low) / (high - low), 0, 1)
+
+
 def box_of(case: ShownCase) -> tuple[slice, ...]:
     """The part of the volume that is not zero, and a margin."""
     there = np.logical_or.reduce([case.base != 0, *(mask > 0 for mask in case.masks.values())])
@@ -245,7 +253,7 @@ def box_of(case: ShownCase) -> tuple[slice, ...]:
 def groups_of_views(case: ShownCase, lesions: Sequence[Mapping[str, Any]]) -> list[list[dict]]:
     """Three planes for each of the largest lesions, through the middle where there is none."""
     box = box_of(case)
-    greys = {name: window(image) for name, image in case.images.items()}
+    greys = {name: soft_tissue(image) if name == CT else window(image) for name, image in case.images.items()}
     places = [lesion["slices"] for lesion in lesions[:MAX_SHOWN]]
     if not places:
         places = [{plane: (box[axis].start + box[axis].stop) // 2 for plane, (axis, _, _) in PLANES.items()}]
