@@ -82,7 +82,7 @@ class TestMISSUBratsSeg(unittest.TestCase):
         checkpoint = os.path.join(output_dir, "models", "model.pt")
         paths = {"checkpoint": checkpoint, "output_dir": output_dir}
         # the overlay turns train.json into an evaluation: still the properties of "train"
-        self.run_workflow("train", ["train.json", "evaluate.json"], {**SMALL, **paths, "split": "training"})
+        self.run_workflow("train", ["train.json", "evaluate.json"], {**SMALL, **paths, "split": "testing"})
 
         paths["output_dir"] = os.path.join(output_dir, "masks")
         self.run_workflow("infer", ["inference.json"], {**SMALL, **paths})
