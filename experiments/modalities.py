@@ -275,6 +275,7 @@ def run(variant: str, fold: int, cases: Sequence[Mapping[str, Any]], arguments: 
         "steps": arguments.steps,
         "learning_rate": arguments.learning_rate,
         "weights": arguments.weights.name,
+        "crop": list(ROI),
         "cpu_seconds": round(time.process_time() - started),
         "threads": torch.get_num_threads(),
         "machine": f"{os.uname().machine}, {os.cpu_count()} CPU cores",
