@@ -2,7 +2,8 @@
 
     cd bundle
     python ../experiments/gliomas.py train --output synthetic.pt --steps 8000
-    python ../experiments/gliomas.py finetune --init synthetic.pt --dataset_dir BRATS --output model.pt --steps 750
+    python ../experiments/gliomas.py finetune --init synthetic.pt --dataset_dir BRATS --output tuned.pt --steps 750
+    python ../experiments/gliomas.py average --init synthetic.pt --weights tuned.pt --output model.pt
     python ../experiments/gliomas.py finetune --init synthetic.pt --dataset_dir BRATS --output fold0.pt --fold 0
     python ../experiments/gliomas.py score --weights fold0.pt --dataset_dir BRATS --fold 0 --output fold0.csv
 
@@ -233,10 +234,12 @@ def score(network: MISSU, case: dict, missing: tuple[int, ...] = ()) -> list[flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["train", "finetune", "score"])
+    parser.add_argument("what", choices=["train", "finetune", "average", "score"])
     parser.add_argument("--output", type=Path, required=True, help="weights, or the table of scores")
-    parser.add_argument("--init", type=Path, help="weights to fine-tune; without them a network from scratch")
-    parser.add_argument("--weights", type=Path, help="weights to score")
+    parser.add_argument(
+        "--init", type=Path, help="weights to fine-tune, or to average; without them a network from scratch"
+    )
+    parser.add_argument("--weights", type=Path, help="weights to score, or to average")
     parser.add_argument("--dataset_dir", type=Path, help="folder of real cases")
     parser.add_argument("--fold", type=int, help="0 to 2: left out of fine-tuning, or what is scored; default: all")
     parser.add_argument("--steps", type=int, default=500)
@@ -271,6 +274,9 @@ def main() -> None:
         average = fit(network, mixed, arguments.steps, rate, 0.2, 0.15, 0.99, arguments.seed, log)
         save(average, arguments.output)
         arguments.output.with_suffix(".cases.json").write_text(json.dumps(sorted(cases), indent=2) + "\n")
+    elif arguments.what == "average":
+        first, second = (network_of(path).state_dict() for path in (arguments.init, arguments.weights))
+        save({name: (first[name] + second[name]) / 2 for name in first}, arguments.output)
     else:
         network = network_of(arguments.weights)
         with whole_file(arguments.output) as path, path.open("w", newline="") as file:
