@@ -75,7 +75,8 @@ class TestMISSUBratsSeg(unittest.TestCase):
         made.finalize()
 
     def test_train_eval_infer(self):
-        output_dir = os.path.join(self.dataset_dir, "output")
+        output_dir = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, output_dir)
         paths = {"ckpt_dir": os.path.join(output_dir, "models"), "output_dir": output_dir}
         self.run_workflow("train", ["train.json"], {**SMALL, **TRAINING, **paths})
 
