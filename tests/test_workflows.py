@@ -157,7 +157,7 @@ def test_no_bar_gets_into_a_log(trained):
 
 def test_plain_run_trains_too_and_the_rate_decays_per_iteration(phantoms, tmp_path):
     # The rate after the last but one of 2 iterations of 1 epoch: (1 - 1/2)^0.9.
-    probe = "--train#handlers#1#print_lr"
+    probe = "--train#handlers#0#print_lr"
     arguments = training(phantoms, tmp_path, "--max_epochs", "1", "--learning_rate", "0.1", probe, "True")
     arguments += ["--distillation_weight", "0"]
     result = run("--config_file", configs("train"), *arguments)
@@ -257,7 +257,12 @@ def test_evaluation_scores_the_mask_that_inference_saves(phantoms, weights, tmp_
         assert float(row[f"dice_{region}"]) == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum()), abs=1e-4)
         assert float(row[f"hd95_mm_{region}"]) >= 0
     assert all(region.upper() in result.stdout for region in REGIONS)
-    assert {path.name for path in (tmp_path / "eval").iterdir()} == {"metrics.csv", "lesions.csv", "summary.csv"}
+    assert {path.name for path in (tmp_path / "eval").iterdir()} == {
+        "evaluation.json",
+        "lesions.csv",
+        "metrics.csv",
+        "summary.csv",
+    }
 
 
 def test_one_bad_case_does_not_keep_the_others(phantoms, weights, tmp_path):
@@ -339,7 +344,7 @@ def test_two_processes_train_log_once_and_save_one_checkpoint(phantoms, tmp_path
     evaluate = ["--dataset_dir", phantoms, "--checkpoint", tmp_path / "models" / "model.pt", "--output_dir", tmp_path]
     names = ("train", "evaluate", "multi_gpu_evaluate")
     # Three cases and two processes: one process has two, and each case is in the table once.
-    split = ["--split", "training"]
+    split = ["--split", "training", "--allow_training_cases", "true"]
     result = run("evaluating", "--config_file", configs(*names), *evaluate, *SMALL, *split, launcher=launcher)
     assert result.returncode == 0, result.stderr
     alone = tmp_path / "alone"
