@@ -105,7 +105,12 @@ def register(moving: Any, fixed: Any) -> Any:
     """The rigid transform that brings ``moving`` onto ``fixed``, by mutual information (Mattes et al., 2003).
 
     It starts from the positions in the files, which are near already, and uses every fourth voxel.
+
+    Raises:
+        InputError: when the package itk-registration is missing.
     """
+    if not hasattr(itk, "ImageRegistrationMethodv4"):
+        raise InputError("A registration needs the package itk-registration: pip install itk-registration.")
     kind, transform = type(fixed), itk.Euler3DTransform[itk.D].New()
     centre = fixed.TransformIndexToPhysicalPoint([int(size) // 2 for size in itk.size(fixed)])
     transform.SetCenter(centre)
