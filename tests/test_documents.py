@@ -161,7 +161,9 @@ def test_the_python_of_the_documents(tmp_path):
     (cases / "phantom_000").rename(cases / "p1")
 
     bundle = tmp_path / "bundle"
-    shutil.copytree(BUNDLE, bundle, ignore=shutil.ignore_patterns("demo", "eval", "*.pt"))
+    shutil.copytree(
+        BUNDLE, bundle, ignore=shutil.ignore_patterns("demo", "eval", "*.pt", "model.json", "synthetic.json")
+    )
     torch.manual_seed(0)
     torch.save(MISSU(img_size=128).state_dict(), bundle / "models" / "model.pt")
 

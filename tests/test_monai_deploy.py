@@ -53,7 +53,9 @@ def monai_bundle(bundle: Path, *arguments: str | Path) -> None:
 @pytest.fixture(scope="module")
 def app(environment: Callable[[str, Path], Path], tmp_path_factory: pytest.TempPathFactory) -> App:
     bundle = tmp_path_factory.mktemp("deploy") / "bundle"
-    shutil.copytree(ROOT / "bundle", bundle, ignore=shutil.ignore_patterns("demo", "eval", "*.pt"))
+    shutil.copytree(
+        ROOT / "bundle", bundle, ignore=shutil.ignore_patterns("demo", "eval", "*.pt", "model.json", "synthetic.json")
+    )
     config = bundle / "configs" / "inference.json"
     content = json.loads(config.read_text()) | {"roi_size": [SIZE] * 3, "stretch": 1.0, "num_workers": 0}
     content["network_def"] |= TINY

@@ -124,7 +124,7 @@ def server(python: Path, studies: Path, tmp_path_factory: pytest.TempPathFactory
 
     app = folder / "apps" / "monaibundle"
     bundle = app / "model" / MODEL
-    ignored = shutil.ignore_patterns("demo", "eval", "__pycache__", "*.pt")
+    ignored = shutil.ignore_patterns("demo", "eval", "__pycache__", "*.pt", "model.json", "synthetic.json")
     shutil.copytree(ROOT / "bundle", bundle, ignore=ignored)
     edit(bundle / "configs" / "inference.json", roi_size=[SIZE] * 3, overlap=0.25)  # a real study is 200 windows
     # Labels that a viewer saves hold the values of our masks.
