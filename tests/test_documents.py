@@ -161,6 +161,7 @@ def test_the_python_of_the_documents(tmp_path):
     (cases / "phantom_000").rename(cases / "p1")
 
     bundle = tmp_path / "bundle"
+    left_out = shutil.ignore_patterns("demo", "eval", "*.pt", "model.json", "synthetic.json")
     shutil.copytree(
         BUNDLE, bundle, ignore=shutil.ignore_patterns("demo", "eval", "*.pt", "model.json", "synthetic.json")
     )

@@ -53,6 +53,7 @@ def monai_bundle(bundle: Path, *arguments: str | Path) -> None:
 @pytest.fixture(scope="module")
 def app(environment: Callable[[str, Path], Path], tmp_path_factory: pytest.TempPathFactory) -> App:
     bundle = tmp_path_factory.mktemp("deploy") / "bundle"
+    left_out = shutil.ignore_patterns("demo", "eval", "*.pt", "model.json", "synthetic.json")
     shutil.copytree(
         ROOT / "bundle", bundle, ignore=shutil.ignore_patterns("demo", "eval", "*.pt", "model.json", "synthetic.json")
     )
