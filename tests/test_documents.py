@@ -162,9 +162,7 @@ def test_the_python_of_the_documents(tmp_path):
 
     bundle = tmp_path / "bundle"
     left_out = shutil.ignore_patterns("demo", "eval", "*.pt", "model.json", "synthetic.json")
-    shutil.copytree(
-        BUNDLE, bundle, ignore=shutil.ignore_patterns("demo", "eval", "*.pt", "model.json", "synthetic.json")
-    )
+    shutil.copytree(BUNDLE, bundle, ignore=left_out)
     torch.manual_seed(0)
     torch.save(MISSU(img_size=128).state_dict(), bundle / "models" / "model.pt")
 

@@ -54,9 +54,7 @@ def monai_bundle(bundle: Path, *arguments: str | Path) -> None:
 def app(environment: Callable[[str, Path], Path], tmp_path_factory: pytest.TempPathFactory) -> App:
     bundle = tmp_path_factory.mktemp("deploy") / "bundle"
     left_out = shutil.ignore_patterns("demo", "eval", "*.pt", "model.json", "synthetic.json")
-    shutil.copytree(
-        ROOT / "bundle", bundle, ignore=shutil.ignore_patterns("demo", "eval", "*.pt", "model.json", "synthetic.json")
-    )
+    shutil.copytree(ROOT / "bundle", bundle, ignore=left_out)
     config = bundle / "configs" / "inference.json"
     content = json.loads(config.read_text()) | {"roi_size": [SIZE] * 3, "stretch": 1.0, "num_workers": 0}
     content["network_def"] |= TINY

@@ -182,13 +182,13 @@ def wait_for(server: Server, process: subprocess.Popen) -> None:
 @pytest.fixture(scope="module")
 def expected(server: Server, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
     """The mask of ``case_0`` by the bundle's own ``inference.json``, with the server's weights."""
-    folder = tmp_path_factory.mktemp("expected")
+    folder, masks = tmp_path_factory.mktemp("expected"), tmp_path_factory.mktemp("masks")
     for modality in MODALITIES:
         shutil.copy(server.studies / f"case_0_{modality}.nii.gz", folder)
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.json"]
-    options = ["--dataset_dir", folder, "--output_dir", folder / "masks", "--num_workers", "0"]
+    options = ["--dataset_dir", folder, "--output_dir", masks, "--num_workers", "0"]
     subprocess.run([*command, *options], cwd=server.bundle, check=True, timeout=300)
-    return np.asarray(nib.load(folder / "masks" / "case_0_seg.nii.gz").dataobj)
+    return np.asarray(nib.load(masks / "case_0_seg.nii.gz").dataobj)
 
 
 def test_info_names_the_values_of_the_mask(server):
