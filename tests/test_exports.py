@@ -180,7 +180,7 @@ def test_an_exported_network_that_is_not_there(config_file, tmp_path, kind):
 )
 def test_bad_input_ends_in_one_sentence_and_writes_nothing(checkpoint, config_file, tmp_path, arguments, sentence):
     folder = tmp_path / "exports"
-    options = ["--checkpoint", str(checkpoint), "--output_dir", str(folder), "--config_file", *config_file]
+    options = ["--checkpoint", str(checkpoint), "--output_dir", str(folder), "--config_file", str(config_file)]
     assert sentence in str(main(["export", *options, *arguments]))
     assert not folder.exists()
 
@@ -190,7 +190,7 @@ def test_weights_of_another_network_are_not_exported(network, config_file, tmp_p
     torch.save({f"module.{key}": value for key, value in network.state_dict().items()}, other)
     folder = tmp_path / "exports"
     sentence = str(
-        main(["export", "--checkpoint", str(other), "--output_dir", str(folder), "--config_file", *config_file])
+        main(["export", "--checkpoint", str(other), "--output_dir", str(folder), "--config_file", str(config_file)])
     )
     assert sentence.startswith(f"Error: The weights {other} are of another network: they lack")
     assert "\n" not in sentence
