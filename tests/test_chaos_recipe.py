@@ -56,8 +56,8 @@ def test_from_training_to_scored_livers(abdomens, tmp_path):
     weights = ["--checkpoint", str(tmp_path / "model.pt"), "--output_dir", str(masks)]
     result = run("--config_file", inference, "--dataset_dir", str(abdomens), *weights, *FEW_SLICES)
     assert result.returncode == 0, result.stderr
-    assert len(list(masks.iterdir())) == 4
-    for path in masks.iterdir():
+    assert len(list(masks.glob("*_seg.nii.gz"))) == 4
+    for path in masks.glob("*_seg.nii.gz"):
         mask = nib.load(path)
         assert mask.shape == SHAPE
         assert np.allclose(mask.affine, AFFINE)

@@ -92,7 +92,7 @@ def segment(phantoms: Path, output: Path, *arguments: str, overlays: tuple[str, 
     paths = ["--dataset_dir", str(phantoms), "--output_dir", str(output), "--modalities", str(MODALITIES)]
     result = run("--config_file", names, *paths, *SMALL, *arguments)
     assert result.returncode == 0, result.stderr
-    return {path.name: np.asarray(nib.load(path).dataobj) for path in sorted(output.iterdir())}
+    return {path.name: np.asarray(nib.load(path).dataobj) for path in sorted(output.glob("*.nii.gz"))}
 
 
 def test_ensemble_flips_and_the_rule_compose(folds, phantoms, tmp_path):

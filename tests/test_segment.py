@@ -47,7 +47,10 @@ def test_a_mask_from_files_of_any_name(weights, tiny_case, tmp_path):
     assert mask.shape == scan.shape
     assert np.allclose(mask.affine, scan.affine)
     assert set(np.unique(mask.dataobj)) <= {0, 1, 2, 4}
-    assert [path.name for path in output.parent.iterdir()] == ["a.b.nii.gz"]  # nothing else stays
+    assert {path.name for path in output.parent.iterdir()} == {"a.b.nii.gz", "a.b.json"}  # nothing else stays
+    record = json.loads((output.parent / "a.b.json").read_text())
+    assert record["image"] == {name: str(file) for name, file in files.items()}
+    assert [each["sha256"] for each in record["weights"]] == [sha256(weights)]
     assert "exists" in str(main(["segment", *arguments]))
 
 
@@ -63,6 +66,7 @@ def test_a_page_and_a_picture_come_with_the_mask(weights, tiny_case, tmp_path, c
     assert content["weights"]["sha256"] == sha256(weights)
     assert content["weights"]["record"]["dataset"] == "phantoms"
     assert content["seconds"] > 0
+    assert content["mask"]["settings"]["overlap"] == 0.5
     mask = nib.load(out / "p1.nii.gz")
     voxels = np.count_nonzero(np.asarray(mask.dataobj))
     assert content["volumes"]["prediction"]["regions_ml"]["wt"] == pytest.approx(voxels * 1.5 * 1.25 * 2 / 1000)

@@ -137,6 +137,7 @@ def test_a_teacher_of_all_modalities_leaves_a_network_for_any(phantoms, tmp_path
     assert "Without t1ce" in segmented.stdout + segmented.stderr
     mask = nib.load(tmp_path / "masks" / "phantom_000_seg.nii.gz")
     assert mask.header["descrip"] == b"without t1ce"
+    assert json.loads((tmp_path / "masks" / "phantom_000_seg.json").read_text())["missing"] == ["t1ce"]
 
     scores = {}
     for name, chosen in (("some", some), ("all", [])):
@@ -180,7 +181,8 @@ def test_masks_have_the_geometry_of_the_input(phantoms, weights, tmp_path):
     result = segment(phantoms, weights, tmp_path / "masks")
     assert result.returncode == 0, result.stderr
     names = [f"phantom_{i:03d}_seg.nii.gz" for i in range(5)]
-    assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == names
+    records = [name.replace(".nii.gz", ".json") for name in names]
+    assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == sorted(names + records)
     for i, name in enumerate(names):
         mask = nib.load(tmp_path / "masks" / name)
         scan = nib.load(phantoms / f"phantom_{i:03d}" / f"phantom_{i:03d}_flair.nii.gz")
@@ -274,7 +276,7 @@ def test_one_bad_case_does_not_keep_the_others(phantoms, weights, tmp_path):
     (mixed / "phantom_002" / "phantom_002_flair.nii.gz").unlink()
     result = segment(mixed, weights, tmp_path / "masks")
     assert result.returncode != 0
-    assert [path.name for path in (tmp_path / "masks").iterdir()] == ["phantom_000_seg.nii.gz"]
+    assert [path.name for path in (tmp_path / "masks").glob("*.nii.gz")] == ["phantom_000_seg.nii.gz"]
     count, first, second = result.stderr.strip().splitlines()[-3:]
     assert "2 of 3 cases failed" in count
     assert first.startswith("Case phantom_001")
@@ -324,7 +326,7 @@ def test_the_bundle_runs_from_elsewhere(phantoms, weights, tmp_path):
     paths = ["--dataset_dir", phantoms, "--checkpoint", weights, "--output_dir", "masks"]
     result = run("--config_file", BUNDLE / "configs" / "inference.json", *root, *paths, *SMALL, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert len(list((tmp_path / "masks").iterdir())) == 5
+    assert len(list((tmp_path / "masks").glob("*.nii.gz"))) == 5
     output = ["--ckpt_dir", "models", "--output_dir", "logs", "--max_epochs", "1", "--val_interval", "1"]
     more = ["--dataset_dir", phantoms, *output, "--batch_size", "3"]
     result = run("training", "--config_file", BUNDLE / "configs" / "train.json", *root, *more, *SMALL, cwd=tmp_path)

@@ -9,7 +9,6 @@ whatever order and direction of axes: nothing is resampled.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -24,10 +23,10 @@ from ..errors import InputError
 from ..files import check_writable, whole_file
 from ..sources.dicom import sorted_slices
 from ..weights.record import convention_to_write, sha256
+from ..weights.versions import versions
 
 __all__ = ["check_highdicom", "write_seg"]
 
-BUNDLE = Path(__file__).parents[2]
 GRID_TOLERANCE = 1e-2  # in voxels, and of cosines; NIfTI's affines have 32 bits
 MANUFACTURER = "MISSU bundle (research only)"
 # What highdicom copies from the series. Those that may be empty have to be there all the same (DICOM PS3.3, type 2).
@@ -172,7 +171,7 @@ def write_seg(
     files = sorted_slices(source) if isinstance(source, Path) else list(source)
     headers = read_headers(files[::-1])  # highdicom's volumes are right-handed: slices from the far end
     volume = mask_on_grid(highdicom, mask, headers, label_convention)
-    version = json.loads((BUNDLE / "configs" / "metadata.json").read_text())["version"]
+    version = versions()["bundle"]
     digest = None if checkpoint is None else sha256(checkpoint)
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name="MISSU",

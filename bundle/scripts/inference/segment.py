@@ -42,6 +42,7 @@ from ..sources.dicom import read_slices, write_image
 from ..sources.study import Series, choose_series, describe_choice, read_study
 from ..weights.record import convention_to_write, recorded
 from .dicom_seg import check_highdicom, read_headers, write_seg
+from .record import mask_record_of
 
 __all__ = ["main", "segment"]
 
@@ -70,7 +71,7 @@ def segment(
 
     Args:
         files: the file of each modality by its name.
-        output: the mask, a new file that ends with ``.nii.gz``.
+        output: the mask, a new file that ends with ``.nii.gz``; its record, a ``.json``, lies beside it.
         checkpoint: the weights.
         config_file: ``inference.json`` and overlays on it.
         knobs: further knobs of the config by their names.
@@ -84,6 +85,7 @@ def segment(
             knob, or the case is refused.
     """
     check_new("output", output, NIFTI_EXTENSIONS[0])
+    check_new("the record of output", mask_record_of(output), ".json")
     if report is not None:
         check_new("report", report, ".html")
         check_new("report", report.with_suffix(".json"), ".json")
@@ -140,10 +142,12 @@ def segment(
             shown, content = report_case(case, mask, list(files), convention, convention, checkpoint, seconds)
             if report is not None:
                 page = Path(folder, "report.html")
+                content["mask"] = json.loads(mask_record_of(mask).read_text())
                 write_report(shown, content, page)
                 made |= {report: page, report.with_suffix(".json"): page.with_suffix(".json")}
             if picture is not None:
                 made[picture] = draw_case(shown, Path(folder, "picture.png"))
+        made.setdefault(mask_record_of(output), mask_record_of(mask))  # a report of that name has it inside
         for path, unfinished in made.items():
             with whole_file(path) as temporary:
                 shutil.copyfile(unfinished, temporary)

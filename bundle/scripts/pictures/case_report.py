@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import base64
 import json
-import platform
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from io import BytesIO
@@ -19,9 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import monai
 import numpy as np
-import torch
 from matplotlib.image import imsave
 from scipy import ndimage
 from skimage.measure import find_contours
@@ -37,6 +34,7 @@ from ..errors import InputError
 from ..evaluation.lesions import TOUCHING
 from ..files import check_writable, whole_file
 from ..weights.record import convention_to_write, read_record, recorded, sha256
+from ..weights.versions import versions
 from .picture import COLORS_OF_CLASSES, MODALITY_TITLES, ShownCase, radiological_slice, show_case, window
 
 __all__ = ["describe_case", "report_case", "write_index", "write_report"]
@@ -164,12 +162,7 @@ def describe_case(
         "warnings": [{"fault": fault.fault, "detail": fault.detail} for fault in faults],
         "weights": describe_weights(checkpoint),
         "seconds": seconds,
-        "versions": {
-            "bundle": json.loads((BUNDLE / "configs" / "metadata.json").read_text())["version"],
-            "monai": monai.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
-import monai
-import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from torch import nn
@@ -22,6 +19,7 @@ from ..errors import InputError
 from ..files import whole_file
 from ..networks import Ensemble
 from .record import arguments_of, describe, record_of, write_record
+from .versions import versions
 
 __all__ = [
     "CheckpointLoader",
@@ -34,8 +32,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-METADATA = Path(__file__).parents[2] / "configs" / "metadata.json"
 
 
 def write_state(state: Mapping[str, Any], path: Path, outdated: Path | None = None) -> None:
@@ -193,10 +189,5 @@ class WeightsSaver:
             "settings": {**self.settings, "network": arguments_of(self.network)},
             "epoch": state.epoch,
             "metrics": {name: float(value) for name, value in state.metrics.items()},
-            "versions": {
-                "bundle": json.loads(METADATA.read_text())["version"],
-                "monai": monai.__version__,
-                "torch": torch.__version__,
-                "numpy": np.__version__,
-            },
+            "versions": versions(),
         }

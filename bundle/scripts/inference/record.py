@@ -1,0 +1,98 @@
+"""What a mask was made of and by what, beside the mask: a result that could be wrong says so to who reads it later."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine, Events
+from monai.utils import ensure_tuple
+
+from ..data.cases import NIFTI_EXTENSIONS, case_id_of, mask_of
+from ..files import whole_file
+from ..progress import at_the_end
+from ..weights.record import read_record, sha256
+from ..weights.versions import versions
+
+__all__ = ["MaskRecord", "mask_record_of"]
+
+
+class MaskRecord:
+    """Handler that writes ``<case>_seg.json`` beside ``<case>_seg.nii.gz``, once the mask is there.
+
+    It has the weights with their sha256 and what they were trained on, the settings, the command, the files of the
+    case, the versions, and each warning that the log has of this case, such as of a smaller window for want of memory.
+
+    Args:
+        output_dir: where the masks go.
+        checkpoint: the weights; those of each member of an ensemble.
+        settings: knobs by their names, on which a mask depends.
+    """
+
+    def __init__(self, output_dir: str, checkpoint: str | Sequence[str], settings: Mapping[str, Any]) -> None:
+        self.output_dir = output_dir
+        self.checkpoint = [Path(path) for path in ensure_tuple(checkpoint)]
+        self.settings = settings
+        self.warnings = KeepsWarnings()
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self.started)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
+        at_the_end(engine, self.completed)
+
+    def started(self, engine: Any) -> None:
+        self.shared = {
+            "weights": [weights_of(path) for path in self.checkpoint],
+            "settings": self.settings,
+            "command": shlex.join(sys.argv),
+            "versions": versions(),
+        }
+        self.entries = {case_id_of(item): item for item in engine.data_loader.dataset.data}
+        self.warnings.sentences.clear()
+        logging.getLogger("scripts").addHandler(self.warnings)
+
+    def iteration_completed(self, engine: Engine) -> None:
+        state: Any = engine.state
+        for item, _ in zip(state.batch, state.output):  # no output: the case was refused
+            meta = item["image"].meta
+            path = mask_record_of(mask_of(self.output_dir, meta["case_id"]))
+            content = {
+                "case": meta["case_id"],
+                "image": self.entries[meta["case_id"]]["image"],
+                "missing": [name for name in meta.get("missing", "").split(", ") if name],
+                "warnings": list(self.warnings.sentences),
+                **self.shared,
+            }
+            with whole_file(path) as temporary:
+                temporary.write_text(json.dumps(content, indent=2, default=str) + "\n")
+        self.warnings.sentences.clear()
+
+    def completed(self) -> None:
+        logging.getLogger("scripts").removeHandler(self.warnings)
+
+
+class KeepsWarnings(logging.Handler):
+    """Keeps the sentences of warnings and errors."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.sentences: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.sentences.append(record.getMessage())
+
+
+def mask_record_of(mask: Path) -> Path:
+    """The file of the record of a mask: ``p1_seg.json`` of ``p1_seg.nii.gz``."""
+    return mask.with_name(mask.name.removesuffix(NIFTI_EXTENSIONS[0]) + ".json")
+
+
+def weights_of(path: Path) -> dict[str, Any]:
+    """File and sha256 of weights, and what their record says they were trained on, where there is one."""
+    record = read_record(path) or {}
+    return {"file": str(path), "sha256": sha256(path), "trained_on": record.get("dataset")}

@@ -1,0 +1,59 @@
+"""The record beside a mask: what it was made of and by what, and the warnings of its own case."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import torch
+from monai.data import DataLoader, MetaTensor
+from torch import nn
+
+from scripts.inference import CaseDataset, CaseEvaluator, MaskRecord
+from scripts.weights.record import sha256, write_record
+
+
+class WarnsOfTwo(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.max() == 2:
+            logging.getLogger("scripts.inference.inferer").warning("Two is much.")
+        return x
+
+
+def as_case(item: dict) -> dict:
+    meta = {"case_id": item["case_id"], "missing": "t1, flair" if item["image"] == 3 else ""}
+    return {"image": MetaTensor(torch.full((1, 2, 2, 2), item["image"]), meta=meta)}
+
+
+def records(folder: Path, weights: list[Path]) -> dict[str, dict]:
+    cases = [{"case_id": f"site.{value}", "image": float(value)} for value in (1, 2, 3)]
+    dataset = CaseDataset(cases, as_case, str(folder))
+    record = MaskRecord(str(folder), [str(path) for path in weights], settings={"overlap": 0.5})
+    CaseEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=DataLoader(dataset, batch_size=1),
+        network=WarnsOfTwo(),
+        val_handlers=[record],
+    ).run()
+    assert not logging.getLogger("scripts").handlers  # none stays
+    return {path.name: json.loads(path.read_text()) for path in sorted(folder.iterdir())}
+
+
+def test_each_mask_has_its_own(tmp_path):
+    weights = [tmp_path / "a.pt", tmp_path / "b.pt"]
+    for path in weights:
+        path.write_text(path.name)
+    write_record(weights[0], {"dataset": "BraTS"})
+    made = records(tmp_path / "masks", weights)
+    assert list(made) == ["site.1_seg.json", "site.2_seg.json", "site.3_seg.json"]
+    first, second, third = made.values()
+    assert [each["warnings"] for each in made.values()] == [[], ["Two is much."], []]
+    assert [each["missing"] for each in made.values()] == [[], [], ["t1", "flair"]]
+    assert [each["image"] for each in made.values()] == [1, 2, 3]
+    assert first["weights"] == [
+        {"file": str(weights[0]), "sha256": sha256(weights[0]), "trained_on": "BraTS"},
+        {"file": str(weights[1]), "sha256": sha256(weights[1]), "trained_on": None},
+    ]
+    assert first["settings"] == second["settings"] == third["settings"] == {"overlap": 0.5}
+    assert first["versions"]["torch"] == torch.__version__
