@@ -20,6 +20,7 @@ from .transforms import (
     is_nonzero,
     name_by_case,
 )
+from .workers import init_worker
 
 __all__ = [
     "ClassesToRegionsd",
@@ -36,6 +37,7 @@ __all__ = [
     "ValuesToClassesd",
     "ZeroMissingd",
     "inference_cases",
+    "init_worker",
     "is_nonzero",
     "load_datalist",
     "name_by_case",
