@@ -27,6 +27,7 @@ from ..data.cases import MODALITIES
 from ..data.datalist import make_datalist, patients_in, write_new
 from ..errors import InputError
 from ..evaluation.report import merge_reports
+from ..files import read_json
 from ..knobs import flags
 
 __all__ = ["main", "run_fold"]
@@ -47,7 +48,7 @@ def split_of(dataset_dir: Path, output_dir: Path, modalities: Sequence[str], fol
         output_dir.mkdir(parents=True, exist_ok=True)
         made = make_datalist(dataset_dir, modalities, seed=seed, testing_fraction=0.0, folds=folds)
         write_new(path, json.dumps(made, indent=2) + "\n")
-    there = json.loads(path.read_text())
+    there = read_json(path, "The split of the folds,")
     for name, value in wanted.items():
         if there.get(name) != value:
             raise another(name, there.get(name), value, path)
@@ -70,10 +71,12 @@ def keep_settings(output_dir: Path, dataset_dir: Path, config_file: Sequence[str
     }
     if not path.exists():
         write_new(path, json.dumps(wanted, indent=2) + "\n")
-    there = json.loads(path.read_text())
+    there = {"knobs": {}} | read_json(path, "The settings of the folds,")
     for name in ("dataset_dir", "config_file"):
-        if there[name] != wanted[name]:
-            raise another(name, there[name], wanted[name], path)
+        if there.get(name) != wanted[name]:
+            raise another(name, there.get(name), wanted[name], path)
+    if not isinstance(there["knobs"], dict):
+        raise another("knobs", there["knobs"], wanted["knobs"], path)
     for name in {**there["knobs"], **values}:
         was, is_now = (each["knobs"].get(name, "not given") for each in (there, wanted))
         if was != is_now:
@@ -141,5 +144,5 @@ def main(argv: Sequence[str]) -> None:
         run_fold(fold, arguments.config_file, knobs, output_dir)
     folders = [output_dir / f"fold{fold}" for fold in range(arguments.folds)]
     if all((folder / "metrics.csv").is_file() for folder in folders):
-        entries = json.loads(datalist.read_text())["training"]
+        entries = read_json(datalist, "The split of the folds,")["training"]
         merge_reports(folders, output_dir, patients_in(entries))
