@@ -21,7 +21,7 @@ from ..data.cases import case_id_of, first_file, folder_of
 from ..errors import InputError
 from ..files import whole_file
 from ..networks import Ensemble
-from .record import arguments_of, describe, record_of, write_record
+from .record import arguments_of, describe, record_of, told_patients, write_record
 
 __all__ = [
     "CheckpointLoader",
@@ -93,7 +93,7 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     """Loads a ``state_dict`` into a network that has exactly its keys and shapes.
 
     Raises:
-        InputError: when the file is not there, is no file of weights, or belongs to another network.
+        InputError: when the file is not there, is no file of weights, belongs to another network, or holds NaN.
     """
     path = Path(path)
     if not path.is_file():
@@ -106,6 +106,8 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
                 f"The weights {path} are of another network: they {rule}: {len(keys)} keys, such as {min(keys)}."
             )
     for key, value in weights.items():
+        if not torch.isfinite(value).all():
+            raise InputError(f"The weights {path} should be finite, {key} holds NaN or infinity: train them anew.")
         if value.shape != wanted[key].shape:
             raise InputError(
                 f"The weights {path} are of another network: {key} has shape {list(value.shape)}, the network wants "
@@ -187,9 +189,11 @@ class WeightsSaver:
 
     def record(self, state: Any) -> dict[str, Any]:
         items = list(self.data or ())
+        told = told_patients(items)
         return {
             "dataset": Path(os.path.commonpath([folder_of(first_file(item)) for item in items])).name,
             "cases": sorted(map(case_id_of, items)),
+            **({"patients": told} if told else {}),
             "settings": {**self.settings, "network": arguments_of(self.network)},
             "epoch": state.epoch,
             "metrics": {name: float(value) for name, value in state.metrics.items()},
