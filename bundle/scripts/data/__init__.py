@@ -6,7 +6,7 @@ from .cache import MappedDataset
 from .datalist import inference_cases, load_datalist, patients_in
 from .labels import num_classes, recorded_convention, regions
 from .loading import LoadImageCased
-from .seeded import SeededDataset, SeededSampler
+from .seeded import CheckedDataset, SeededDataset, SeededSampler
 from .transforms import (
     ClassesToRegionsd,
     ClassesToValuesd,
@@ -23,6 +23,7 @@ from .transforms import (
 from .workers import init_worker
 
 __all__ = [
+    "CheckedDataset",
     "ClassesToRegionsd",
     "ClassesToValuesd",
     "LargestLogitd",
