@@ -1,4 +1,4 @@
-"""Names that shells and programs trip over, grids of every kind: by the plain workflow each mask is where it belongs."""
+"""Names that shells trip over, grids of every kind: by the plain workflow each mask is where it belongs."""
 
 from __future__ import annotations
 

@@ -96,6 +96,7 @@ def test_weights_without_a_record_have_the_defaults(tmp_path, workflow):
     [
         ("modalities", ["t1in", "ct"], "['t1in', 't2spir']"),
         ("modalities", ["t1in", "t1in"], "different"),
+        ("modalities", "t1in", "['t1in']"),
         ("network_modalities", ["t2spir", "t1in"], "['t1in', 't2spir']"),
         ("spacing_mm", [1, 1, 1], "[2.5, 2.5, -1]"),
         ("roi_size", [16, 16, 16], "[16, 24, 16]"),
@@ -212,7 +213,10 @@ def test_patients_that_a_list_tells_are_in_the_record(tmp_path):
     engine = Engine(lambda *_: None)
     saver.attach(engine)
     engine.run([0])
-    assert read_record(tmp_path / "m.pt")["patients"] == {"anna": "one", "berta": "one"}  # of the third the name says it
+    assert read_record(tmp_path / "m.pt")["patients"] == {
+        "anna": "one",
+        "berta": "one",
+    }  # of the third the name says it
     for entry in ({"case_id": "clara", "patient": "one"}, {"case_id": "anna"}, {"case_id": "sub-7_ses-2"}):
         with pytest.raises(InputError, match=f"such as {entry['case_id']}, are of patients"):
             check_unseen(str(tmp_path / "m.pt"), [{**entry, "image": "/x"}], "")

@@ -80,7 +80,9 @@ SETTINGS = {"modalities": ["t1"], "label_convention": "brats2018", "spacing_mm":
 
 
 def save(path: Path, cases: list[str]) -> str:
-    save_weights(nn.Conv1d(1, 1, 1), path, {"dataset": "x", "cases": cases, "epoch": 1, "metrics": {}, "settings": SETTINGS})
+    save_weights(
+        nn.Conv1d(1, 1, 1), path, {"dataset": "x", "cases": cases, "epoch": 1, "metrics": {}, "settings": SETTINGS}
+    )
     return str(path)
 
 

@@ -1,4 +1,4 @@
-"""A command line: a knob that no config defines is refused with the nearest name, an overlay of another workflow, too."""
+"""A command line: knobs that no config defines and overlays of another workflow are refused."""
 
 from __future__ import annotations
 

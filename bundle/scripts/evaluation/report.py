@@ -123,7 +123,9 @@ def write_report(
     patient_of_case = patients_of(case_ids) | dict(patients or {})
     groups = [patient_of_case[case_id] for case_id in case_ids]
     pair = looks_repeated(case_ids) if groups == case_ids else None
-    summary = [summarize(name, values, groups, with_interval=not pair) for name, values in zip(metrics[0][1:], scores.T)]
+    summary = [
+        summarize(name, values, groups, with_interval=not pair) for name, values in zip(metrics[0][1:], scores.T)
+    ]
     write_csv(output_dir / "lesions.csv", lesions)
     write_csv(output_dir / "summary.csv", [SUMMARY_COLUMNS, *summary])
     write_csv(output_dir / "metrics.csv", metrics)  # last: it says that the evaluation is done

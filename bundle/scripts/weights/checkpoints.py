@@ -19,7 +19,7 @@ from torch import nn
 
 from ..data.cases import case_id_of, first_file, folder_of
 from ..errors import InputError
-from ..files import whole_file
+from ..files import read_json, whole_file
 from ..networks import Ensemble
 from .record import arguments_of, describe, record_of, told_patients, write_record
 
@@ -120,9 +120,14 @@ def fold_checkpoints(folder: str | Path) -> list[str]:
     """The weights of each fold below the ``output_dir`` of ``python -m scripts cross_validation``.
 
     Raises:
-        InputError: when there are none.
+        InputError: when there are none, or not yet those of all folds.
     """
     found = sorted(Path(folder).glob("fold*/model_final.pt"))
+    split = Path(folder) / "datalist.json"
+    if found and split.is_file():
+        for fold in range(read_json(split, "The split of the folds,").get("folds", 0)):
+            if not (Path(folder) / f"fold{fold}" / "model_final.pt").is_file():
+                raise InputError(f"folds_dir should hold the weights of all folds, {folder} has none of fold {fold}.")
     if not found:
         raise InputError(f"folds_dir should hold weights such as fold0/model_final.pt, {folder} does not.")
     return [str(path) for path in found]

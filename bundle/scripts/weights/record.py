@@ -271,14 +271,15 @@ def check_contract(
         InputError: when one differs.
     """
     settings = settings_of(checkpoint)
-    for name in ensure_tuple(modalities):
-        if name not in ensure_tuple(network_modalities):
+    modalities, network_modalities = names_of(modalities), names_of(network_modalities)
+    for name in modalities:
+        if name not in network_modalities:
             raise InputError(
-                f"modalities should be some of {list(ensure_tuple(network_modalities))}, with which the weights were "
-                f"trained, got {list(ensure_tuple(modalities))}: leave it out, or take other weights."
+                f"modalities should be some of {network_modalities}, with which the weights were "
+                f"trained, got {modalities}: leave it out, or take other weights."
             )
-    if len(set(ensure_tuple(modalities))) < len(ensure_tuple(modalities)):
-        raise InputError(f"modalities should be different ones, got {list(ensure_tuple(modalities))}.")
+    if len(set(modalities)) < len(modalities):
+        raise InputError(f"modalities should be different ones, got {modalities}.")
     refuse_other("network_modalities", settings.get("modalities"), network_modalities)
     given = {"spacing_mm": spacing_mm, "intensities": intensities, "roi_size": roi_size}
     for name, value in given.items():
@@ -289,7 +290,7 @@ def check_contract(
             f"label_convention should have the regions of {trained}, the record of the weights says so, "
             f"{label_convention} has others."
         )
-    missing = [name for name in ensure_tuple(network_modalities) if name not in ensure_tuple(modalities)]
+    missing = [name for name in network_modalities if name not in modalities]
     if missing:
         warn_of_missing(missing, bool(settings.get("modality_dropout")), "et" in regions(label_convention))
     return settings.get("network") or {}
@@ -355,11 +356,11 @@ def check_channels(
     """
     if not isinstance(network, MISSU):
         return
-    wanted = len(ensure_tuple(network_modalities))
-    if network.in_channels != wanted:
+    names = names_of(network_modalities)
+    if network.in_channels != len(names):
         raise InputError(
-            f"network_def#in_channels should be {wanted}, one for each of {', '.join(ensure_tuple(network_modalities))}"
-            f", it is {network.in_channels}."
+            f"network_def#in_channels should be {len(names)}, one for each of {', '.join(names)}, it is "
+            f"{network.in_channels}."
         )
     what, wanted = ("regions", num_regions) if num_regions else ("classes", num_classes(label_convention))
     if network.head.out_channels != wanted:
@@ -367,6 +368,17 @@ def check_channels(
             f"network_def#out_channels should be {wanted}, the {what} of label_convention, it is "
             f"{network.head.out_channels}."
         )
+
+
+def names_of(modalities: str | Sequence[str]) -> list[str]:
+    """The names of modalities as a list.
+
+    Raises:
+        InputError: when it is one text, whose letters would be taken for names.
+    """
+    if isinstance(modalities, str):
+        raise InputError(f"modalities should be a list of names, such as ['{modalities}'], got {modalities}.")
+    return list(modalities)
 
 
 def told_patients(entries: Iterable[Mapping[str, Any]]) -> dict[str, str]:
