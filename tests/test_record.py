@@ -104,7 +104,7 @@ def test_weights_without_a_record_have_the_defaults(tmp_path, workflow):
         ("intensities", {"t1in": {"low": 0, "high": 1, "mean": 0, "std": 1}}, "{}"),
         ("network_def#num_heads", 8, "3"),
     ],
-    ids=["modalities", "doubled", "channels", "spacing", "crop", "convention", "intensities", "heads"],
+    ids=["modalities", "doubled", "no list", "channels", "spacing", "crop", "convention", "intensities", "heads"],
 )
 def test_what_differs_from_the_record_is_refused(tmp_path, workflow, knob, given, recorded):
     """The network is what MONAI Label and MONAI Deploy ask for: there they meet the check, too."""

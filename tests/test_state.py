@@ -339,6 +339,25 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, undisturbed, caplog):
     assert torch.equal(weights(engine), undisturbed)
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda state: state.pop("of"), "should be a checkpoint of a training, it lacks of"),
+        (lambda state: state.pop("optimizer"), "lacks the state of optimizer, this training has one"),
+        (lambda state: state["of"].pop("settings"), "is of a training with fold None, this one has 0"),
+    ],
+)
+def test_a_checkpoint_that_lacks_a_part(tmp_path, change, sentence):
+    trainer(tmp_path).run()
+    (tmp_path / "checkpoint_iteration=6.pt").unlink()
+    path = tmp_path / "checkpoint_iteration=9.pt"
+    state = torch.load(path, weights_only=True)
+    change(state)
+    torch.save(state, path)
+    with pytest.raises(InputError, match=sentence):
+        trainer(tmp_path, resume=True).run()
+
+
 class RunsCode:
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from multiprocessing import parent_process
 from threading import Thread
 
 from monai.data.utils import worker_init_fn
@@ -19,9 +20,10 @@ def init_worker(worker_id: int) -> None:
     """
     worker_init_fn(worker_id)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # macOS does not say who sent a signal
+    parent = parent_process()
+    if parent is not None and hasattr(signal, "sigwaitinfo"):  # macOS does not say who sent a signal
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        Thread(target=end_by_parent, args=(os.getppid(),), daemon=True).start()
+        Thread(target=end_by_parent, args=(parent.pid,), daemon=True).start()
 
 
 def end_by_parent(parent: int) -> None:

@@ -271,14 +271,18 @@ class TrainingState:
         """
         there, here = state["of"], self.identity()
         advice = "resume with the same, or take another ckpt_dir"
+        if lacking := [name for name in (*self.objects, "network") if name not in state]:
+            raise InputError(
+                f"The checkpoint {path} lacks the state of {lacking[0]}, which this training has: {advice}."
+            )
         for name, value in here["settings"].items():
-            if there["settings"].get(name) != value:
+            was = there.get("settings", {}).get(name)
+            if was != value:
                 raise InputError(
-                    f"The checkpoint {path} is of a training with {name} {there['settings'].get(name)}, this one has "
-                    f"{value}: {advice}."
+                    f"The checkpoint {path} is of a training with {name} {was}, this one has {value}: {advice}."
                 )
         for name, cases in here["cases"].items():
-            different = sorted(set(cases) ^ set(there["cases"][name]))
+            different = sorted(set(cases) ^ set(there.get("cases", {}).get(name, ())))
             if different:
                 which = "is new in this one" if different[0] in cases else "is not in this one"
                 raise InputError(
@@ -306,10 +310,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint, whose name says how far the training was.
 
     Raises:
-        InputError: when it cannot be read, or is another one than its name says.
+        InputError: when it cannot be read, lacks a part, or is another one than its name says.
     """
     state = read_state(path)
-    iteration = state["trainer"]["iteration"] if "trainer" in state else "no iteration"
+    if lacking := [name for name in ("trainer", "best", "random", "of") if not isinstance(state.get(name), dict)]:
+        raise InputError(f"{path} should be a checkpoint of a training, it lacks {', '.join(lacking)}.")
+    iteration = state["trainer"].get("iteration")
     if path.name != CHECKPOINT.format(iteration):
         raise InputError(f"{path} should be the checkpoint that its name says, it holds {iteration}.")
     return state
