@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
@@ -139,6 +140,17 @@ def test_no_mask_of_a_case(tiny_case, tmp_path):
     message = str(main(["report", *map(str, arguments), "--output_dir", str(tmp_path / "pages")]))
     assert message.startswith("Error: No case of")
     assert not (tmp_path / "pages").exists()
+
+
+def test_a_case_whose_page_would_be_that_of_all_cases(tiny_case, tmp_path):
+    folder = tmp_path / "index"
+    folder.mkdir()
+    for name, file in tiny_case.items():
+        shutil.copy(file, folder / f"index_{name}.nii.gz")
+    write_mask(tiny_case, tmp_path / "masks", "index")
+    arguments = ["--dataset_dir", folder, "--prediction_dir", tmp_path / "masks"]
+    message = str(main(["report", *map(str, arguments), "--output_dir", str(tmp_path / "pages")]))
+    assert message.startswith("Error: Case index: its page would be that of all cases")
 
 
 def test_planes_are_radiological():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from scripts.data.cases import case_of, find_cases, folder_of
+from scripts.data.cases import case_of, find_cases, folder_of, split_file_name
 from scripts.errors import InputError
 
 MODALITIES = ("t1", "t1ce", "t2", "flair")
@@ -267,6 +268,21 @@ def test_real_folders(real_data, folder, number, modalities):
 )
 def test_folder_of_a_case(path):
     assert folder_of(path) == Path("data")
+
+
+def test_of_many_cases_in_one_folder_few_names_are_taken_apart(tmp_path, monkeypatch):
+    """Each case asks for its files, of a thousand in one folder."""
+    for number in range(60):
+        touch(tmp_path, *(f"case_{number:02d}_{name}.nii.gz" for name in ("t1", "t2", "seg")))
+    asked = []
+
+    def counted(path: Path, *more: Any) -> Any:
+        asked.append(path)
+        return split_file_name(path, *more)
+
+    monkeypatch.setattr("scripts.data.cases.split_file_name", counted)
+    assert set(case_of(tmp_path / "case_07_t1.nii.gz").files) == {"t1", "t2", "seg"}
+    assert len(asked) < 10
 
 
 def test_the_case_of_a_folder(tmp_path):

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.handlers import CheckpointLoader
 from monai.transforms import Compose
+from torch import nn
 
 from scripts.data.cases import MODALITIES
 from scripts.data.labels import LABEL_CONVENTIONS
+from scripts.weights import WeightsSaver
 
 CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
 RECORDED = (
@@ -84,7 +88,19 @@ def test_steps_are_patched_by_name(path):
 
 def test_what_all_processes_do_is_there():
     steps = {handler["_target_"].split(".")[-1] for handler in load("train.json")["train"]["handlers"]}
-    assert set(load("multi_gpu_train.json")["of_all_processes"]) < steps
+    of_all = set(load("multi_gpu_train.json")["of_all_processes"])
+    assert of_all & steps == of_all - {"CheckpointLoader"}
+
+
+def test_all_processes_begin_with_the_weights_that_monai_label_loads():
+    """It puts a CheckpointLoader before the handlers; what one process alone loads, the others do not get."""
+    overlay = load("multi_gpu_train.json")
+    loader, saver = CheckpointLoader("model.pt", {"model": nn.Identity()}), WeightsSaver("m.pt", nn.Identity(), True)
+    for rank, chosen in ((0, [loader, saver]), (1, [loader])):
+        content = {"train": {"handlers": [loader, saver]}, "of_all_processes": overlay["of_all_processes"]}
+        content["chosen"] = overlay["train#trainer#train_handlers"]
+        parser = ConfigParser(content, globals={"dist": SimpleNamespace(get_rank=lambda rank=rank: rank)})
+        assert parser.get_parsed_content("chosen") == chosen
 
 
 def test_the_last_epoch_is_validated_whatever_their_number():

@@ -18,7 +18,8 @@ from test_workflows import BUNDLE, SMALL, configs, run
 
 from scripts.errors import InputError
 from scripts.sources.phantom import write_phantoms
-from scripts.training.cross_validation import keep_settings
+from scripts.training.cross_validation import keep_settings, split_of
+from scripts.weights import fold_checkpoints
 
 MODALITIES = ["t1ce", "flair"]
 TRAINING = [*SMALL, "--max_epochs", "1", "--val_interval", "1", "--batch_size", "2"]
@@ -137,6 +138,29 @@ def test_no_folds_to_make_an_ensemble_of(phantoms, tmp_path):
     result = run("--config_file", configs("inference", "ensemble"), *paths, *SMALL)
     assert result.returncode == 1
     assert "folds_dir should hold weights" in result.stderr.strip().splitlines()[-1]
+
+
+def test_a_fold_that_is_not_trained_yet_is_missed_in_an_ensemble(tmp_path):
+    (tmp_path / "datalist.json").write_text(json.dumps({"folds": 3}))
+    for fold in (0, 2):
+        (tmp_path / f"fold{fold}").mkdir()
+        (tmp_path / f"fold{fold}" / "model_final.pt").touch()
+    with pytest.raises(InputError, match="has none of fold 1"):
+        fold_checkpoints(tmp_path)
+    (tmp_path / "datalist.json").unlink()  # weights of somebody's own
+    assert len(fold_checkpoints(tmp_path)) == 2
+
+
+def test_patients_of_a_table_are_in_one_fold(phantoms, tmp_path):
+    table = tmp_path / "patients.csv"
+    table.write_text("case,patient\nphantom_000,a\nphantom_001,a\nphantom_002,b\n")
+    datalist = split_of(phantoms, tmp_path / "folds", MODALITIES, 2, 0, table)
+    fold_of = {entry["case_id"]: entry["fold"] for entry in json.loads(datalist.read_text())["training"]}
+    assert fold_of["phantom_000"] == fold_of["phantom_001"] != fold_of["phantom_002"]
+    assert split_of(phantoms, tmp_path / "folds", MODALITIES, 2, 0, table) == datalist
+    table.write_text("case,patient\nphantom_000,a\nphantom_001,b\nphantom_002,b\n")
+    with pytest.raises(InputError, match=r"patient of phantom_001 should be that of .*, a, got b"):
+        split_of(phantoms, tmp_path / "folds", MODALITIES, 2, 0, table)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -174,8 +175,16 @@ class TestPatients:
         with pytest.raises(InputError, match=rule):
             make_datalist(tiny_cases, patients=table)
 
-    @pytest.mark.parametrize(("patients", "number"), [(["A", "A"], 1), (["A", "B"], 0)])
-    def test_a_list_that_trains_and_tests_on_one_patient(self, tiny_cases, tmp_path, caplog, patients, number):
+    @pytest.mark.parametrize(
+        ("patients", "indices", "said"),
+        [
+            (["A", "B"], [0, 1], None),
+            (["A", "A"], [0, 1], "patient A should be in training or in testing, it is in both"),
+            (["A", "B"], [0, 0], "case case_0 should be in training or in testing, it is in both"),
+        ],
+    )
+    @pytest.mark.parametrize("folds", [False, True])
+    def test_a_list_that_trains_and_tests_on_one_patient(self, tiny_cases, tmp_path, patients, indices, said, folds):
         path = tmp_path / "list.json"
         entries = [
             {
@@ -183,12 +192,26 @@ class TestPatients:
                 "image": f"case_{index}/case_{index}_t1.nii.gz",
                 "label": f"case_{index}/case_{index}_seg.nii.gz",
             }
-            for index, patient in enumerate(patients)
+            for index, patient in zip(indices, patients)
         ]
-        path.write_text(json.dumps({"training": entries[:1], "testing": entries[1:]}))
-        [entry] = load_datalist(tiny_cases, "testing", ["t1"], path)
-        assert (entry["case_id"], entry["patient"]) == ("case_1", patients[1])
-        assert caplog.text.count("1 patient(s) are in both training and testing, such as A") == number
+        split, fold = ("validation", 1) if folds else ("testing", None)
+        content: dict[str, Any] = {"training": entries[:1], "testing": entries[1:]}
+        if folds:
+            content = {"folds": 2, "training": [{**entry, "fold": fold} for fold, entry in enumerate(entries)]}
+        path.write_text(json.dumps(content))
+        if said is None:
+            [entry] = load_datalist(tiny_cases, split, ["t1"], path, fold)
+            assert (entry["case_id"], entry["patient"]) == ("case_1", patients[1])
+        else:
+            with pytest.raises(InputError, match=said.replace("testing", split)):
+                load_datalist(tiny_cases, split, ["t1"], path, fold)
+
+    def test_a_scan_under_two_names_is_not_trained_and_tested_on(self, tiny_cases, tmp_path):
+        entry = {"image": "case_0/case_0_t1.nii.gz", "label": "case_0/case_0_seg.nii.gz"}
+        named = [{**entry, "case_id": name} for name in "ab"]
+        (tmp_path / "list.json").write_text(json.dumps({"training": named[:1], "testing": named[1:]}))
+        with pytest.raises(InputError, match=r"scan .*case_0_t1\.nii\.gz should be in training or in testing"):
+            load_datalist(tiny_cases, "training", ["t1"], tmp_path / "list.json")
 
     def test_names_that_no_rule_knows_are_warned_of(self, tmp_path, caplog):
         for patient, visit in [(1, "a"), (1, "b"), (2, "a"), (2, "b"), (3, "a")]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from monai.data import DataLoader, Dataset
 from monai.transforms import Compose, Lambda
 
-from scripts.data.seeded import SeededDataset
+from scripts.data.seeded import CheckedDataset, SeededDataset
 from scripts.errors import InputError, flag, one_sentence, show_one_sentence
 from scripts.evaluation.metrics import score_region
 from scripts.networks import MISSU
@@ -116,9 +117,10 @@ def test_another_program_keeps_its_hook():
     assert sys.excepthook is before
 
 
-def test_a_worker_hands_over_the_sentence_alone():
-    """Its text is logged by ignite, twice."""
-    dataset = SeededDataset([0], Compose([Lambda(fail)]), cache_rate=0.0, progress=False)
+@pytest.mark.parametrize("kind", [partial(SeededDataset, cache_rate=0.0, progress=False), CheckedDataset])
+def test_a_worker_hands_over_the_sentence_alone(kind):
+    """Of a training case and of one of the validation. Its text is logged by ignite, twice."""
+    dataset = kind([0], Compose([Lambda(fail)]))
     error = caught(lambda: next(iter(DataLoader(dataset, num_workers=1))))
     assert str(error) == SENTENCE
 

@@ -156,7 +156,9 @@ def test_the_record_goes_with_each_format(checkpoint, config_file, tmp_path, mon
     monkeypatch.setattr(export_module, "safetensors_torch", SimpleNamespace(save=lambda _: b""))
     weights = tmp_path / "weights.pt"
     weights.write_bytes(checkpoint.read_bytes())
-    write_record(weights, {"settings": {"modalities": ["t1", "t1ce", "t2", "flair"]}})
+    settings = {"modalities": ["t1", "t1ce", "t2", "flair"], "label_convention": "brats2018"}
+    settings |= {"spacing_mm": [1, 1, 1], "roi_size": [16, 16, 16]}
+    write_record(weights, {"dataset": "x", "cases": [], "epoch": 1, "metrics": {}, "settings": settings})
     export(tmp_path / "exports", weights, config_file)
     for file, _ in FORMATS.values():
         assert read_record(tmp_path / "exports" / file)["settings"] == read_record(weights)["settings"]

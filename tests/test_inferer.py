@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from monai.data import MetaTensor
 from monai.inferers import SimpleInferer
 from torch import nn
 
@@ -147,6 +148,15 @@ def test_logits_that_are_not_finite_are_no_mask(value, side):
     inferer = AdaptiveInferer(roi_size=(16, 16, 16), stretch=1.5, overlap=0.5)
     with pytest.raises(InputError, match="The logits are not finite"):
         inferer(image, Recorder())
+
+
+def test_the_case_is_named_whoever_asks():
+    """In a validation, an evaluation, an ensemble, a server: by the image, of one case or of several."""
+    image = torch.full((1, 2, 16, 16, 16), float("nan"))
+    inferer = AdaptiveInferer(roi_size=(16, 16, 16), stretch=1.5, overlap=0.5)
+    for case_id, named in (("a", "a"), (["a", "b"], "a, b")):
+        with pytest.raises(InputError, match=f"^Case {named}: The logits are not finite"):
+            inferer(MetaTensor(image, meta={"case_id": case_id}), Recorder())
 
 
 def test_images_of_several_sizes_by_one_inferer():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
 
 import monai.bundle
 import pytest
+from monai.bundle import ConfigParser
 
 from scripts.errors import InputError
 from scripts.knobs import check_command, flags
@@ -17,6 +19,18 @@ TRAIN = str(CONFIGS / "train.json")
 INFERENCE = str(CONFIGS / "inference.json")
 BOTH = str([TRAIN, str(CONFIGS / "evaluate.json")])
 PROGRAM = str(Path(monai.bundle.__file__).with_name("__main__.py"))
+
+
+# As the documents give them.
+GIVEN = [
+    *[("train", name) for name in ("bfloat16", "cache", "cpu", "demo", "deterministic", "finetune", "hippocampus")],
+    *[("train", name) for name in ("multi_gpu_train", "regions", "synthetic", "teacher")],
+    *[("train", "chaos", "chaos_cpu"), ("train", "evaluate", "chaos", "chaos_cpu"), ("train", "evaluate", "regions")],
+    *[("train", "evaluate", name) for name in ("demo", "ensemble", "multi_gpu_evaluate", "small_et", "tta")],
+    *[("inference", name) for name in ("demo", "ensemble", "multi_gpu_inference", "small_et", "tta")],
+    *[("inference", name) for name in ("inference_onnx", "inference_pt2", "inference_ts", "regions_inference")],
+    ("inference", "chaos_inference", "chaos_cpu"),
+]
 
 
 def check(monkeypatch: pytest.MonkeyPatch, *arguments: str, program: str = PROGRAM) -> None:
@@ -76,6 +90,45 @@ def test_what_a_config_or_monai_defines_goes_through(monkeypatch, arguments):
 
 def test_python_code_is_not_asked(monkeypatch):
     check(monkeypatch, "run", "--config_file", INFERENCE, "--modalites", "t1", program="/app/monailabel/main.py")
+
+
+@pytest.mark.parametrize("flag", ["--_meta_#versoin", "--_meta_::version_"])
+def test_metadata_has_its_names_too(monkeypatch, flag):
+    with pytest.raises(InputError, match=r"is no knob of .*, did you mean --_meta_#version\?"):
+        check(monkeypatch, "run", "--config_file", INFERENCE, flag, "1")
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("inference", "cpu"), "cpu.json changes train, which is not defined by what it is given with, "),
+        (("inference", "evaluate"), "evaluate.json changes validate"),
+        (("inference", "finetune"), "finetune.json changes recorded"),
+        (("train", "multi_gpu_inference"), "multi_gpu_inference.json changes dataset"),
+        (("evaluate", "train"), "evaluate.json changes network_def"),
+        (("train", "small_et"), "small_et.json uses checkpoint"),
+    ],
+    ids="-".join,
+)
+def test_an_overlay_of_another_workflow_is_refused(monkeypatch, names, said):
+    with pytest.raises(InputError) as raised:
+        check(monkeypatch, "run", "--config_file", str([str(CONFIGS / f"{name}.json") for name in names]))
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize("workflow", [["train"], ["train", "evaluate"], ["inference"]], ids="-".join)
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.json")), ids=lambda path: path.stem)
+def test_any_overlay_on_any_workflow_fits_or_is_refused(monkeypatch, path, workflow):
+    """MONAI reads the configs before we are asked: it must not fail."""
+    files = [*(str(CONFIGS / f"{name}.json") for name in workflow), str(path)]
+    ConfigParser().read_config(files)
+    with contextlib.suppress(InputError):
+        check(monkeypatch, "run", "--config_file", str(files))
+
+
+@pytest.mark.parametrize("names", GIVEN, ids="-".join)
+def test_an_overlay_of_this_workflow_goes_through(monkeypatch, names):
+    check(monkeypatch, "run", "--config_file", str([str(CONFIGS / f"{name}.json") for name in names]))
 
 
 def test_knobs_in_a_file_of_arguments(monkeypatch, tmp_path):

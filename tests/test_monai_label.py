@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -16,7 +17,9 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +41,15 @@ REAL = "TCGA-DU-7294"  # of MISSU_DATA/brats
 MODALITIES = ("t1", "t1ce", "t2", "flair")
 SIZE = 32
 TINY = {"hidden_size": 32, "mlp_dim": 32, "num_layers": 1, "num_heads": 4}
+# Of the load: each is asked for again and again, from several clients at once.
+SHAPES = [(40, 44, 36), (32, 32, 32), (64, 40, 32), (33, 47, 35), (56, 64, 48)]
+DAMAGED = {
+    "cut": "cannot be read as an image",
+    "nan": "should be finite",
+    "lacking": "t1ce is missing",
+    "three": "it has 3 channel(s)",
+}
+NUM_CLIENTS, NUM_REQUESTS = 8, 100
 # Oblique, and not in the order left, posterior, superior: a server that mixes up axes or signs cannot hide here.
 AFFINE = np.eye(4)
 AFFINE[:3, :3] = Rotation.from_euler("zxy", (75, 8, -5), degrees=True).as_matrix() * (-1.25, 1.5, 2.0)
@@ -52,6 +64,7 @@ class Server:
     bundle: Path
     studies: Path
     log: Path
+    pid: int
 
     def request(self, method: str, path: str, body: bytes = b"", content_type: str = "application/json") -> bytes:
         headers = {"Content-Type": content_type}
@@ -83,7 +96,9 @@ def python(environment: Callable[[str, Path], Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Studies of a file per modality: ``case_0`` to ``case_2``, a real one where somebody has it; two of a 4D file."""
+    """Studies of a file per modality: ``case_0`` to ``case_2``, those of the load, damaged ones among them, a real one
+    where somebody has it; two of a 4D file.
+    """
     folder = tmp_path_factory.mktemp("studies")
 
     def save(name: str, volume: np.ndarray) -> None:
@@ -97,6 +112,18 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if number == 0:
             save("whole_4d", np.stack([images[modality] for modality in MODALITIES], axis=-1))
             save("three_4d", np.stack([images[modality] for modality in MODALITIES[:3]], axis=-1))
+    for number, shape in enumerate(SHAPES):
+        images, _ = make_phantom(10 + number, shape)
+        for modality in MODALITIES:
+            save(f"load_{number}_{modality}", images[modality])
+    images, _ = make_phantom(20, SHAPES[0])
+    for name in DAMAGED.keys() - {"three"}:
+        for modality in MODALITIES:
+            save(f"{name}_{modality}", images[modality])
+    cut = folder / "cut_t2.nii.gz"
+    cut.write_bytes(cut.read_bytes()[:-500])
+    (folder / "lacking_t1ce.nii.gz").unlink()
+    save("nan_t1", np.where(images["t1"] > images["t1"].mean(), np.nan, images["t1"]))
     if data := os.environ.get("MISSU_DATA"):
         for modality in MODALITIES:
             shutil.copy(Path(data, "brats", "LGG", REAL, f"{REAL}_{modality}.nii.gz"), folder)
@@ -154,7 +181,7 @@ def server(python: Path, studies: Path, tmp_path_factory: pytest.TempPathFactory
             start_new_session=True,
         )
     try:
-        running = Server(f"http://127.0.0.1:{port}", bundle, studies, log)
+        running = Server(f"http://127.0.0.1:{port}", bundle, studies, log, process.pid)
         wait_for(running, process)
         yield running
     finally:
@@ -180,15 +207,22 @@ def wait_for(server: Server, process: subprocess.Popen) -> None:
 
 
 @pytest.fixture(scope="module")
-def expected(server: Server, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
-    """The mask of ``case_0`` by the bundle's own ``inference.json``, with the server's weights."""
+def all_expected(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """The masks of good studies by the bundle's own ``inference.json``, with the server's weights."""
     folder, masks = tmp_path_factory.mktemp("expected"), tmp_path_factory.mktemp("masks")
-    for modality in MODALITIES:
-        shutil.copy(server.studies / f"case_0_{modality}.nii.gz", folder)
+    names = ["case_0", *(f"load_{number}" for number in range(len(SHAPES)))]
+    for name in names:
+        for modality in MODALITIES:
+            shutil.copy(server.studies / f"{name}_{modality}.nii.gz", folder)
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.json"]
     options = ["--dataset_dir", folder, "--output_dir", masks, "--num_workers", "0"]
     subprocess.run([*command, *options], cwd=server.bundle, check=True, timeout=300)
-    return np.asarray(nib.load(masks / "case_0_seg.nii.gz").dataobj)
+    return {name: np.asarray(nib.load(masks / f"{name}_seg.nii.gz").dataobj) for name in names}
+
+
+@pytest.fixture(scope="module")
+def expected(all_expected: dict[str, np.ndarray]) -> np.ndarray:
+    return all_expected["case_0"]
 
 
 def test_info_names_the_values_of_the_mask(server):
@@ -272,6 +306,51 @@ def test_a_study_of_three_channels_is_refused_with_a_sentence(server, tmp_path):
     while sentence not in server.log.read_text() and time.monotonic() < deadline:
         time.sleep(0.2)
     assert sentence in server.log.read_text()
+
+
+def held_by(pid: int) -> dict[str, int]:
+    """What a process and its children hold: MiB of memory, open files."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    pids = [pid, *map(int, children)]
+    pages = sum(int(Path(f"/proc/{each}/statm").read_text().split()[1]) for each in pids)
+    files = sum(len(list(Path(f"/proc/{each}/fd").iterdir())) for each in pids)
+    return {"mib": pages * os.sysconf("SC_PAGE_SIZE") // 2**20, "files": files}
+
+
+def test_many_clients_at_once(server, all_expected, tmp_path):
+    """Images of many sizes, damaged ones among them: each gets its mask or its refusal, and nothing is kept."""
+    names = [*(name for name in all_expected if name != "case_0"), *DAMAGED]
+
+    def ask(number: int) -> str:
+        name = names[number % len(names)]
+        output = tmp_path / f"{number}.nii.gz"
+        try:
+            server.segment(name, output)
+        except urllib.error.HTTPError as error:
+            return f"{name}: refused with {error.code}"
+        mask = nib.load(output)
+        is_right = np.array_equal(np.asarray(mask.dataobj), all_expected[name])
+        return f"{name}: {'right' if is_right and np.allclose(mask.affine, AFFINE, atol=1e-4) else 'wrong'}"
+
+    def ask_all(numbers: Sequence[int]) -> Counter[str]:
+        with ThreadPoolExecutor(NUM_CLIENTS) as clients:
+            return Counter(clients.map(ask, numbers))
+
+    numbers = list(range(NUM_REQUESTS))
+    random.Random(0).shuffle(numbers)
+    ask_all(numbers[: 4 * NUM_CLIENTS])  # the threads of the server, and what they keep for good
+    before = held_by(server.pid)
+    answers = ask_all(numbers)
+    after = held_by(server.pid)
+    print(f"{answers}, before {before}, after {after}")
+    asked = Counter(names[number % len(names)] for number in numbers)
+    said = {name: "refused with 500" if name in DAMAGED else "right" for name in names}
+    assert answers == {f"{name}: {said[name]}": count for name, count in asked.items()}
+    log = server.log.read_text()
+    for sentence in DAMAGED.values():
+        assert sentence in log
+    assert after["mib"] < 1.1 * before["mib"]
+    assert after["files"] <= before["files"] + NUM_CLIENTS
 
 
 def test_training_on_labels_saved_in_a_viewer(server, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,8 @@ def parent(tmp_path: Path) -> tuple[MISSU, str]:
     """Weights of gliomas with their record."""
     path = tmp_path / "parent.pt"
     made = network(4, 4, seed=1)
-    save_weights(made, path, {"settings": GLIOMAS, "cases": [], "metrics": {}, "dataset": "gliomas", "epoch": 1})
+    settings = {**GLIOMAS, "spacing_mm": [1, 1, 1], "roi_size": [16, 16, 16]}
+    save_weights(made, path, {"settings": settings, "cases": ["case_0"], "metrics": {}, "dataset": "x", "epoch": 1})
     return made, str(path)
 
 
@@ -38,6 +40,7 @@ def test_the_same_task_begins_with_all_of_it(parent):
     assert all(torch.equal(weight, old.state_dict()[key]) for key, weight in new.state_dict().items())
     assert parent_of(path)["file"] == "parent.pt"
     assert len(parent_of(path)["sha256"]) == 64
+    assert parent_of(path)["cases"] == ["case_0"]
 
 
 def test_modalities_and_classes_are_taken_by_name(parent):
@@ -93,3 +96,13 @@ def test_weights_without_a_record_are_refused(parent, tmp_path):
         load_pretrained(network(4, 4), parent[1], **GLIOMAS)
     with pytest.raises(InputError, match=r"nowhere\.pt is not there"):
         load_pretrained(network(4, 4), str(tmp_path / "nowhere.pt"), **GLIOMAS)
+
+
+def test_a_record_that_names_other_channels_than_the_weights_have(parent):
+    _, path = parent
+    record = Path(path).with_suffix(".json")
+    content = json.loads(record.read_text())
+    content["settings"]["modalities"] = ["t1", "t2", "flair"]
+    record.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"encoder\.0\.0\.0\.weight has 4, it names t1, t2, flair"):
+        load_pretrained(network(4, 4), path, **GLIOMAS)

@@ -14,8 +14,9 @@ from monai.data import MetaTensor
 
 from scripts.errors import InputError, one_sentence
 from scripts.networks import MISSU
-from scripts.weights.checkpoints import WeightsSaver
+from scripts.weights.checkpoints import WeightsSaver, load_weights
 from scripts.weights.engines import existing
+from scripts.weights.pretrained import parent_of
 from scripts.weights.record import arguments_of, check_unseen, read_record, write_record
 
 CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
@@ -95,6 +96,7 @@ def test_weights_without_a_record_have_the_defaults(tmp_path, workflow):
     [
         ("modalities", ["t1in", "ct"], "['t1in', 't2spir']"),
         ("modalities", ["t1in", "t1in"], "different"),
+        ("modalities", "t1in", "['t1in']"),
         ("network_modalities", ["t2spir", "t1in"], "['t1in', 't2spir']"),
         ("spacing_mm", [1, 1, 1], "[2.5, 2.5, -1]"),
         ("roi_size", [16, 16, 16], "[16, 24, 16]"),
@@ -102,7 +104,7 @@ def test_weights_without_a_record_have_the_defaults(tmp_path, workflow):
         ("intensities", {"t1in": {"low": 0, "high": 1, "mean": 0, "std": 1}}, "{}"),
         ("network_def#num_heads", 8, "3"),
     ],
-    ids=["modalities", "doubled", "channels", "spacing", "crop", "convention", "intensities", "heads"],
+    ids=["modalities", "doubled", "no list", "channels", "spacing", "crop", "convention", "intensities", "heads"],
 )
 def test_what_differs_from_the_record_is_refused(tmp_path, workflow, knob, given, recorded):
     """The network is what MONAI Label and MONAI Deploy ask for: there they meet the check, too."""
@@ -201,6 +203,157 @@ def test_cases_of_the_training_are_not_scored(tmp_path):
             check(seen, allow_training_cases="false")
     with pytest.raises(InputError, match="1 of the 1"):  # by any member of an ensemble
         check_unseen([write_weights(tmp_path / "b.pt", ("case_1",)), path], [{"case_id": "case_7", "image": "/x"}], "")
+
+
+def test_patients_that_a_list_tells_are_in_the_record(tmp_path):
+    """As ``--patients`` has them: the names say nothing."""
+    network = MISSU(2, 2, img_size=[16, 24, 16], num_heads=3, **NETWORK)
+    data = [{"case_id": name, "patient": patient, "image": f"/data/{name}_t1.nii.gz"} for name, patient in TOLD.items()]
+    saver = WeightsSaver(str(tmp_path / "m.pt"), network, only_best=False, data=data, settings=LIVER)
+    engine = Engine(lambda *_: None)
+    saver.attach(engine)
+    engine.run([0])
+    assert read_record(tmp_path / "m.pt")["patients"] == {
+        "anna": "one",
+        "berta": "one",
+    }  # of the third the name says it
+    for entry in ({"case_id": "clara", "patient": "one"}, {"case_id": "anna"}, {"case_id": "sub-7_ses-2"}):
+        with pytest.raises(InputError, match=f"such as {entry['case_id']}, are of patients"):
+            check_unseen(str(tmp_path / "m.pt"), [{**entry, "image": "/x"}], "")
+    check_unseen(str(tmp_path / "m.pt"), [{"case_id": "clara", "patient": "two", "image": "/x"}], "")
+
+
+TOLD = {"anna": "one", "berta": "one", "sub-7_ses-1": "sub-7"}
+
+
+def test_cases_of_the_weights_that_a_fine_tuning_began_with_are_not_scored(tmp_path):
+    parent = parent_of(write_weights(tmp_path / "parent.pt", ("case_1", "BraTS-GLI-00001-000")))
+    grandparent = parent_of(write_weights(tmp_path / "child.pt", ("case_2",), parent=parent))
+    path = write_weights(tmp_path / "grandchild.pt", ("case_3",), parent=grandparent)
+    for seen in ("case_1", "case_2", "case_3", "BraTS-GLI-00001-001"):
+        with pytest.raises(InputError, match=seen):
+            check_unseen(path, [{"case_id": seen, "image": "/x"}], "")
+    check_unseen(path, [{"case_id": "case_4", "image": "/x"}], "")
+
+
+def test_what_weights_without_a_record_were_trained_on_is_said_to_be_unknown(tmp_path, caplog):
+    path = write_weights(tmp_path / "liver.pt")
+    (tmp_path / "liver.json").unlink()
+    check_unseen(path, [{"case_id": "case_0", "image": "/x"}], "")
+    assert f"Whether the weights {path} were trained on these cases is unknown" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        *[((name,), None) for name in ("sha256", "dataset", "cases", "settings", "epoch", "metrics")],
+        *[(("settings", name), None) for name in ("modalities", "label_convention", "spacing_mm", "roi_size")],
+        (("cases",), "case_0"),
+        (("settings",), []),
+        (("metrics",), {"dice": "high"}),
+        (("settings", "modalities"), "t1in"),
+        (("settings", "modalities"), ["t1in", "t1in"]),
+        (("settings", "modalities"), ["t1in"]),  # of a network with two channels
+        (("settings", "spacing_mm"), [1, 1]),
+        (("settings", "roi_size"), [16, 24, 16.5]),
+        (("settings", "stretch"), "wide"),
+        (("settings", "largest_component_of"), "liver"),
+        (("settings", "intensities"), {"ct": 3}),
+        (("settings", "network"), {"in_channels": 2, "depth": 4}),
+        (("settings", "invert_logits"), "perhaps"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else str(value)[:12],
+)
+def test_a_record_that_was_edited_by_hand_is_refused(tmp_path, part, value):
+    """``None``: the part is taken away."""
+    path = write_weights(tmp_path / "liver.pt")
+    record = json.loads((tmp_path / "liver.json").read_text())
+    of = record["settings"] if len(part) > 1 else record
+    if value is None:
+        del of[part[-1]]
+    else:
+        of[part[-1]] = value
+    (tmp_path / "liver.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=rf"The record .*liver\.json should have .*{part[-1].rstrip('ies')}"):
+        read_record(path)
+    for config in (parser("inference", checkpoint=path), parser("evaluating", checkpoint=path)):
+        assert str(tmp_path / "liver.json") in sentence(config, "contract")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '"text"', "null"])
+def test_a_record_that_is_none(tmp_path, text):
+    path = write_weights(tmp_path / "liver.pt")
+    (tmp_path / "liver.json").write_text(text)
+    with pytest.raises(InputError, match=r"liver\.json should (be JSON|hold an object)"):
+        read_record(path)
+
+
+def test_members_of_an_ensemble_all_have_a_record_or_none(tmp_path):
+    paths = [write_weights(tmp_path / "a.pt"), write_weights(tmp_path / "b.pt")]
+    (tmp_path / "b.json").unlink()
+    assert f"{paths[1]} have no record b.json, {paths[0]} has one" in sentence(
+        parser("inference", checkpoint=paths), "contract"
+    )
+    (tmp_path / "a.json").unlink()
+    config = parser("inference", checkpoint=paths)
+    assert config.get_parsed_content("spacing_mm") == [-1, -1, -1]
+    other = [write_weights(tmp_path / "a.pt"), write_weights(tmp_path / "b.pt", invert_logits=False)]
+    assert "invert_logits should be the same" in sentence(parser("inference", checkpoint=other), "contract")
+
+
+def test_weights_that_are_not_finite_are_not_loaded(tmp_path):
+    path = Path(write_weights(tmp_path / "liver.pt"))
+    weights = torch.load(path, weights_only=True)
+    network = MISSU(**read_record(path)["settings"]["network"])
+    load_weights(network, path)
+    weights["head.bias"][0] = float("nan")
+    torch.save(weights, tmp_path / "bad.pt")
+    with pytest.raises(InputError, match=r"bad\.pt should be finite, head\.bias holds NaN"):
+        load_weights(network, tmp_path / "bad.pt")
+
+
+def test_half_precision_weights_give_nearly_the_same_logits(tmp_path):
+    path = Path(write_weights(tmp_path / "liver.pt"))
+    weights = torch.load(path, weights_only=True)
+    networks = []
+    for name, dtype in (("full.pt", torch.float32), ("half.pt", torch.float16)):
+        torch.save({key: value.to(dtype) for key, value in weights.items()}, tmp_path / name)
+        networks.append(MISSU(**read_record(path)["settings"]["network"]).eval())
+        load_weights(networks[-1], tmp_path / name)
+        assert all(value.dtype == torch.float32 for value in networks[-1].state_dict().values())
+    image = torch.rand(1, 2, 16, 24, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(networks[0](image), networks[1](image), atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("workflow", ["inference", "evaluating"])
+@pytest.mark.parametrize(
+    ("knob", "value", "said"),
+    [
+        ("network_def#in_channels", 3, "in_channels should be 4, one for each of t1, t1ce, t2, flair, it is 3"),
+        ("network_def#out_channels", 5, "out_channels should be 4, the classes of label_convention, it is 5"),
+    ],
+)
+def test_other_channels_than_the_data_has(workflow, knob, value, said):
+    """Of weights without a record; one with a record says it before."""
+    config = parser(workflow, checkpoint="/no/weights.pt", **{knob: value})
+    assert said in sentence(config, "channels")
+    training = ConfigParser()
+    training.read_config(str(CONFIGS / "train.json"))
+    training.update({"device": "cpu", knob: value})
+    assert said in sentence(training, "channels")
+
+
+@pytest.mark.parametrize("names", [("train", "regions"), ("inference", "regions_inference")])
+def test_channels_may_be_regions(names):
+    config = ConfigParser()
+    config.read_config([str(CONFIGS / f"{name}.json") for name in names])
+    config.update({"device": "cpu", "checkpoint": "/no/weights.pt"})
+    assert config.get_parsed_content("channels") is None
+    config = ConfigParser()
+    config.read_config([str(CONFIGS / f"{name}.json") for name in names])
+    config.update({"device": "cpu", "checkpoint": "/no/weights.pt", "network_def#out_channels": 4})
+    assert "out_channels should be 3, the regions of label_convention, it is 4" in sentence(config, "channels")
 
 
 def test_the_evaluation_asks_before_it_runs():

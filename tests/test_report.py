@@ -131,6 +131,31 @@ def test_interval_holds_the_true_mean_with_several_cases_of_each_patient():
     assert 0.88 < held / 400 < 0.98
 
 
+def test_an_interval_stays_within_what_a_metric_can_be(tmp_path):
+    """Five perfect cases and one that is far off: the plain t intervals reach beyond 1, and below 0 mm."""
+    cases = {f"phantom_{number}": PERFECT for number in range(5)} | {"phantom_5": (regions(6, 1), regions(6, 4))}
+    run(tmp_path, cases)
+    rows = {(row["metric"], row["region"]): row for row in read(tmp_path / "summary.csv")}
+    dice, distance = rows["dice", "et"], rows["hd95_mm", "et"]
+    assert 0 < float(dice["ci95_low"]) < float(dice["ci95_high"]) == 1
+    assert 0 == float(distance["ci95_low"]) < float(distance["mean"]) < float(distance["ci95_high"])
+    assert float(rows["volume_ml", "et"]["ci95_high"]) > 0.05  # of an amount no end is known
+
+
+def test_no_interval_where_patients_are_doubtful(tmp_path, capsys):
+    names = [f"P00{patient}_{visit}" for patient in range(4) for visit in "ab"]
+    for patients, has_interval in ((None, False), ({name: name[:4] + "x" for name in names}, False), (TABLE, True)):
+        report = EvaluationReport(tmp_path, ["wt", "et"], patients=patients)
+        for name in names:
+            report.add(name, *PERFECT)
+        report.write()
+        assert all(bool(row["ci95_low"]) is has_interval for row in read(tmp_path / "summary.csv"))
+    assert capsys.readouterr().out.count("Cases P000_a and P000_b look like one patient") == 1
+
+
+TABLE = {f"P00{patient}_{visit}": f"{patient}{visit}" for patient in range(4) for visit in "ab"}
+
+
 def test_patients_are_those_of_the_names_or_of_a_table(tmp_path):
     names = [f"BraTS-GLI-0000{patient}-00{visit}" for patient in range(3) for visit in range(2)]
     label = regions(6, 4)

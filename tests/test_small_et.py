@@ -76,8 +76,13 @@ def write_metrics(path: Path, cases: dict[str, tuple[float, float, float]]) -> P
     return path
 
 
+SETTINGS = {"modalities": ["t1"], "label_convention": "brats2018", "spacing_mm": [1, 1, 1], "roi_size": [16, 16, 16]}
+
+
 def save(path: Path, cases: list[str]) -> str:
-    save_weights(nn.Conv1d(1, 1, 1), path, {"dataset": "x", "cases": cases, "epoch": 1, "metrics": {}})
+    save_weights(
+        nn.Conv1d(1, 1, 1), path, {"dataset": "x", "cases": cases, "epoch": 1, "metrics": {}, "settings": SETTINGS}
+    )
     return str(path)
 
 

@@ -229,13 +229,16 @@ def test_signals_are_given_back_after_an_error(tmp_path, event):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_are_given_back_where_they_end_a_run(tmp_path, number):
+def test_a_process_that_was_asked_to_end_is_not_ended_otherwise(tmp_path, number):
     before = handlers_of_signals()
     engine = trainer(tmp_path)
     at(engine, 2, send(number))
     with pytest.raises(SystemExit):
         engine.run()
-    assert handlers_of_signals() == before
+    of_sigterm, of_sigint = handlers_of_signals()
+    signal.signal(signal.SIGTERM, before[0])
+    assert of_sigint == before[1]  # a notebook goes on
+    assert of_sigterm == signal.SIG_IGN  # until the process has ended
 
 
 def test_the_last_two_are_kept(tmp_path):
@@ -334,6 +337,25 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, undisturbed, caplog):
     engine.run()
     assert "checkpoint_iteration=6.pt cannot be read" in caplog.text
     assert torch.equal(weights(engine), undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda state: state.pop("of"), "should be a checkpoint of a training, it lacks of"),
+        (lambda state: state.pop("optimizer"), "lacks the state of optimizer, this training has one"),
+        (lambda state: state["of"].pop("settings"), "is of a training with fold None, this one has 0"),
+    ],
+)
+def test_a_checkpoint_that_lacks_a_part(tmp_path, change, sentence):
+    trainer(tmp_path).run()
+    (tmp_path / "checkpoint_iteration=6.pt").unlink()
+    path = tmp_path / "checkpoint_iteration=9.pt"
+    state = torch.load(path, weights_only=True)
+    change(state)
+    torch.save(state, path)
+    with pytest.raises(InputError, match=sentence):
+        trainer(tmp_path, resume=True).run()
 
 
 class RunsCode:

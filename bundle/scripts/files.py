@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .errors import InputError
 
-__all__ = ["check_writable", "remove_unfinished", "whole_file"]
+__all__ = ["check_writable", "read_json", "remove_unfinished", "whole_file"]
 
 
 @contextmanager
@@ -30,6 +32,23 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path, name: str) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        InputError: when it cannot be read or holds something else, with the ``name`` of what it should be.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{name} {path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise InputError(f"{name} {path} should be JSON, it is not: {error}.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{name} {path} should hold an object, it holds a {type(content).__name__}.")
+    return content
 
 
 def flush(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Knobs on the command line: one that no config defines is refused, with the nearest name."""
+"""A command line: knobs that no config defines and overlays of another workflow are refused."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import difflib
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser, ConfigWorkflow, run
+from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver, run
 from monai.bundle.config_item import ConfigComponent
+from monai.bundle.utils import merge_kv
 from monai.utils import ensure_tuple
 
 from .errors import InputError
 
-__all__ = ["check_command", "check_knobs"]
+__all__ = ["check_command", "check_knobs", "check_overlays"]
 
 # What ``python -m monai.bundle run`` takes itself.
 OF_MONAI = {
@@ -26,7 +27,7 @@ OF_MONAI = {
 
 
 def check_command() -> None:
-    """Refuses knobs that no config defines, where this process is ``python -m monai.bundle run``.
+    """Refuses knobs that no config defines, and overlays that do not fit, where ``python -m monai.bundle run`` runs.
 
     MONAI adds an override under any name to the config, where nothing reads it. Python code that does the same knows
     what it does, and is not asked.
@@ -41,7 +42,9 @@ def check_command() -> None:
     if "args_file" in given:
         given = {**ConfigParser.load_config_file(given["args_file"]), **given}
     if "config_file" in given:
-        check_knobs(given.keys() - OF_MONAI, as_list(given["config_file"]))
+        config_files = as_list(given["config_file"])
+        check_overlays(config_files, given)
+        check_knobs(given.keys() - OF_MONAI, config_files, given.get("meta_file"))
 
 
 def flags(arguments: Iterable[str]) -> dict[str, str]:
@@ -67,21 +70,74 @@ def as_list(config_file: str | Sequence[str]) -> list[str]:
     return list(ensure_tuple(config_file))
 
 
-def check_knobs(names: Iterable[str], config_files: Sequence[str]) -> None:
+def check_overlays(config_files: Sequence[str], given: Iterable[str] = ()) -> None:
+    """Refuses an overlay of another workflow, or before its own.
+
+    An overlay says by ``"+train": {}`` that it changes parts of ``train``. MONAI copies such a part where there is none
+    to merge with, so that it is found here; a nested name alone would end in a ``KeyError`` of MONAI's.
+
+    Args:
+        config_files: a workflow and its overlays.
+        given: names of knobs that are given beside them.
+
+    Raises:
+        InputError: naming the overlay, and what it changes or uses that no config has.
+    """
+    merged = ConfigParser(config={})
+    used = {}
+    for file in config_files:
+        content = ConfigParser.load_config_file(file)
+        used[file] = [*used_by(content)]  # now: a later overlay changes it in place
+        for name, value in content.items():
+            if name.startswith("+") and name[1:] not in merged:
+                raise InputError(another_workflow(file, "changes", name[1:], config_files))
+            merge_kv(merged, name, value)
+    defined = {*merged.get(), *(re.split("#|::", name.lstrip("+"))[0] for name in given)}
+    for file, names in used.items():
+        for name in names:
+            if name not in defined and name not in ("", "_meta_"):  # a relative one, and the metadata
+                raise InputError(another_workflow(file, "uses", name, config_files))
+
+
+def another_workflow(file: str, does: str, name: str, config_files: Sequence[str]) -> str:
+    others = ", ".join(str(other) for other in config_files if other != file) or "nothing"
+    return (
+        f"{file} {does} {name}, which is not defined by what it is given with, {others}: it is an overlay on another "
+        "workflow, or comes before its own; its _desc_ says on which."
+    )
+
+
+def used_by(content: Any) -> Iterator[str]:
+    """The top-level names that a part of a config refers to."""
+    if isinstance(content, Mapping):
+        for name, value in content.items():
+            yield from used_by(value) if name != "_desc_" else ()
+    elif isinstance(content, list):
+        for value in content:
+            yield from used_by(value)
+    elif isinstance(content, str):
+        yield from (name.split("::")[0] for name in ReferenceResolver.match_refs_pattern(content.replace("#", "::")))
+
+
+def check_knobs(names: Iterable[str], config_files: Sequence[str], meta_file: str | None = None) -> None:
     """Refuses names that configs do not define; below a part that is built, its arguments are defined, too.
 
     Args:
         names: such as ``max_epochs``, ``network_def#num_heads``.
         config_files: a workflow and its overlays.
+        meta_file: the metadata; by default ``metadata.json`` beside the workflow.
 
     Raises:
         InputError: for the first one, with the nearest name.
     """
     config = ConfigParser()
     config.read_config(list(config_files))
+    metadata = Path(meta_file or Path(config_files[0]).with_name("metadata.json"))
+    if metadata.is_file():
+        config.read_meta(metadata)
     for name in sorted(names):
         knob = name.lstrip("+").replace("::", "#")
-        if knob in config or knob.startswith("_meta_"):
+        if knob in config:
             continue
         *above, last = knob.split("#")
         parent = "#".join(above)

@@ -6,7 +6,7 @@ from .cache import MappedDataset
 from .datalist import inference_cases, load_datalist, patients_in
 from .labels import num_classes, recorded_convention, regions
 from .loading import LoadImageCased
-from .seeded import SeededDataset, SeededSampler
+from .seeded import CheckedDataset, SeededDataset, SeededSampler
 from .transforms import (
     ClassesToRegionsd,
     ClassesToValuesd,
@@ -20,8 +20,10 @@ from .transforms import (
     is_nonzero,
     name_by_case,
 )
+from .workers import init_worker
 
 __all__ = [
+    "CheckedDataset",
     "ClassesToRegionsd",
     "ClassesToValuesd",
     "LargestLogitd",
@@ -36,6 +38,7 @@ __all__ = [
     "ValuesToClassesd",
     "ZeroMissingd",
     "inference_cases",
+    "init_worker",
     "is_nonzero",
     "load_datalist",
     "name_by_case",

@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from glob import escape
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +33,7 @@ MODALITY_OF_SUFFIX = {
 MODALITY_OF_CHANNEL = {**MODALITY_OF_SUFFIX, "t1w": "t1", "t1gd": "t1ce"}
 # The one file that BraTS 2020 itself misnamed, as it stands in the copies of that year.
 MISNAMED = {("BraTS20_Training_355", "W39_1998.09.19_Segm"): "seg"}
+FOLDERS_OF_MISNAMED = {folder for folder, _ in MISNAMED}
 
 # Folders of the Decathlon (one 4D file per case) and of nnU-Net (``<case>_0000.nii.gz`` ..), beside a dataset.json.
 IMAGE_FOLDERS, LABEL_FOLDERS = ("imagesTr", "imagesTs"), ("labelsTr", "labelsTs")
@@ -262,11 +262,25 @@ def case_of(path: str | Path) -> Case:
         twins = (path.with_name(name.case_id + extension) for extension in NIFTI_EXTENSIONS)
         return Case(name.case_id, name.folder, {WHOLE: sorted({path, *filter(Path.is_file, twins)})}, channels)
     folders = {path.parent, *(name.folder / folder for folder in (*IMAGE_FOLDERS, *LABEL_FOLDERS))}
-    pattern = (
-        "*" if path.parent == name.folder else f"{escape(name.case_id)}*"
-    )  # thousands of files in nnU-Net's folders
-    siblings = [entry for folder in folders for entry in folder.glob(pattern) if is_of(entry, name)]
+    siblings = [
+        sibling
+        for folder in folders
+        for entry in names_in(folder)
+        # All cases may lie in one folder, thousands of files: most are told by how their names begin.
+        if (entry.startswith(name.case_id) or folder.name in FOLDERS_OF_MISNAMED)
+        and is_of(sibling := folder / entry, name)
+    ]
     return group(siblings)[0] if siblings else Case(name.case_id, name.folder)
+
+
+def names_in(folder: Path) -> list[str]:
+    """What a folder holds; nothing where there is none."""
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error.strerror}.") from error
 
 
 def first_file(entry: Mapping[str, Any]) -> str:

@@ -17,8 +17,8 @@ from typing import Any
 
 from ..arguments import listed, mapped
 from ..errors import InputError, flag
-from ..files import whole_file
-from .cases import LABEL, MODALITIES, WHOLE, Case, case_id_of, find_cases, list_cases
+from ..files import read_json, whole_file
+from .cases import LABEL, MODALITIES, WHOLE, Case, case_id_of, find_cases, first_file, list_cases
 from .patients import looks_repeated, patient_of, patients_of, read_patients
 
 __all__ = ["inference_cases", "load_datalist", "make_datalist", "patients_in", "read_datalist"]
@@ -172,8 +172,10 @@ def load_datalist(
 
     Raises:
         InputError: when the list or one of its files is not there, leads out of ``dataset_dir``, lacks a modality,
-            or has no case in this split.
+            has no case in this split, or has a case or a patient both for the training and for a test.
     """
+    if data_list_file_path is not None:
+        check_apart(Path(data_list_file_path), Path(dataset_dir), fold)
     entries = _entries(Path(dataset_dir), split, modalities, data_list_file_path, may_leave_dataset_dir, fold, suffixes)
     for entry in entries:
         labels = {"label": entry["label"]} if "label" in entry else {}
@@ -231,8 +233,6 @@ def _entries(
     may_leave = flag("may_leave_dataset_dir", may_leave)
     absolute = [_absolute(entry, root, modalities, split != "inference", may_leave) for entry in entries]
     check_cases_once(name, split, [entry["case_id"] for entry in absolute])
-    if data_list_file_path is not None:
-        warn_of_shared_patients(name, labelled)
     return absolute
 
 
@@ -244,17 +244,29 @@ def check_cases_once(name: str, split: str, case_ids: Sequence[str]) -> None:
         )
 
 
-def warn_of_shared_patients(name: str, labelled: dict[str, list[dict[str, Any]]]) -> None:
-    """Says which patients of a list are both trained and tested on, as it may be written by hand."""
-    patients = {
-        split: {_patient(entry) for entry in entries if "image" in entry} for split, entries in labelled.items()
+def check_apart(path: Path, root: Path, fold: int | None) -> None:
+    """Refuses a list, as it may be written by hand, that trains and tests on one case, one scan or one patient.
+
+    Raises:
+        InputError: naming the first.
+    """
+    datalist = _read(path)
+    splits = {
+        split: [{**entry, "image": root / first_file(entry)} for entry in datalist.get(split, []) if entry.get("image")]
+        for split in LABELLED
     }
-    for split in LABELLED[1:]:
-        if shared := sorted(patients["training"] & patients[split]):
-            logger.warning(
-                f"{name}: {len(shared)} patient(s) are in both training and {split}, such as {shared[0]}: "
-                f"what is measured on {split} is too good."
-            )
+    if "folds" in datalist and fold is not None:
+        splits["validation"] = [entry for entry in splits["training"] if entry.get("fold") == fold]
+        splits["training"] = [entry for entry in splits["training"] if entry.get("fold") != fold]
+    for what, of in {"case": case_id_of, "scan": first_file, "patient": _patient}.items():
+        trained = set(map(of, splits["training"]))
+        for split in LABELLED[1:]:
+            if shared := sorted(trained & set(map(of, splits[split]))):
+                raise InputError(
+                    f"{path}: {what} {shared[0]} should be in training or in {split}, it is in both"
+                    f"{f', and {len(shared) - 1} more' if shared[1:] else ''}: what is measured on {split} would be "
+                    "too good. Whom a name takes for one patient wrongly, say who it is by patient in the list."
+                )
 
 
 def _patient(entry: dict[str, Any]) -> str:
@@ -269,17 +281,7 @@ def patients_in(entries: Iterable[dict[str, Any]]) -> dict[str, str]:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"data_list_file_path should be a datalist, {path} is not there.")
-    try:
-        datalist = json.loads(path.read_text())
-    except OSError as error:
-        raise InputError(f"data_list_file_path {path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise InputError(f"data_list_file_path should be JSON, {path} is not: {error}.") from error
-    if not isinstance(datalist, dict):
-        raise InputError(
-            f"data_list_file_path should hold an object of splits, {path} holds a {type(datalist).__name__}."
-        )
-    return datalist
+    return read_json(path, "data_list_file_path")
 
 
 def _absolute(

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch.distributed as dist
-from monai.data import CacheDataset
-from torch.utils.data import Dataset, DistributedSampler
+from monai.data import CacheDataset, Dataset
+from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import DistributedSampler
 
 from ..errors import InputError, one_sentence
 from ..memory import free_memory, gib, size_of
 
-__all__ = ["Seeded", "SeededDataset", "SeededSampler"]
+__all__ = ["CheckedDataset", "Seeded", "SeededDataset", "SeededSampler"]
 
 
 class Sample(NamedTuple):
@@ -38,7 +39,7 @@ class SeededSampler(DistributedSampler):
         seed: of the order and of the augmentation.
     """
 
-    def __init__(self, dataset: Dataset, seed: int) -> None:
+    def __init__(self, dataset: TorchDataset, seed: int) -> None:
         several = dist.is_available() and dist.is_initialized()
         world_size, rank = (dist.get_world_size(), dist.get_rank()) if several else (1, 0)
         super().__init__(dataset, world_size, rank, shuffle=True, seed=seed)
@@ -57,15 +58,10 @@ class SeededSampler(DistributedSampler):
             yield Sample(int(case), int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
 
-class Seeded:
-    """Of a MONAI data set: its random transforms draw from the seed of a :class:`SeededSampler`'s sample."""
-
-    transform: Any
+class Checked:
+    """Of a MONAI data set: what is wrong with a case is said in one sentence, from a worker process, too."""
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, Sample):
-            self.transform.set_random_state(seed=index.seed)
-            index = index.case
         try:
             return super().__getitem__(index)  # type: ignore[misc]
         except Exception as error:
@@ -74,6 +70,22 @@ class Seeded:
             if sentence is None or isinstance(error, InputError):
                 raise
             raise InputError(sentence) from error
+
+
+class CheckedDataset(Checked, Dataset):
+    """MONAI's ``Dataset``, whose faults are sentences."""
+
+
+class Seeded(Checked):
+    """Of a MONAI data set: its random transforms draw from the seed of a :class:`SeededSampler`'s sample."""
+
+    transform: Any
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, Sample):
+            self.transform.set_random_state(seed=index.seed)
+            index = index.case
+        return super().__getitem__(index)
 
 
 class SeededDataset(Seeded, CacheDataset):

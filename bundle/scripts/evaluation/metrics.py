@@ -10,7 +10,7 @@ from ..errors import InputError
 from .lesions import Lesion, find_lesions, lesion_scores
 from .surfaces import MISSED_MM, hd95_mm, surface_dice, symmetric_distances_mm
 
-__all__ = ["CHAOS_METRICS", "METRICS", "score_region"]
+__all__ = ["CHAOS_METRICS", "METRICS", "SHARES", "score_region"]
 
 METRICS = (  # of the BraTS challenge
     "dice",
@@ -24,6 +24,7 @@ METRICS = (  # of the BraTS challenge
     "volume_ml",
     "true_volume_ml",
 )
+SHARES = ("dice", "lesion_dice", "nsd_1mm", "sensitivity", "specificity", "accuracy")  # from 0 to 1; the others from 0
 CHAOS_METRICS = ("assd_mm", "mssd_mm", "rvd_percent")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,9 +18,9 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from scipy import stats
 
-from ..data.patients import patients_of
+from ..data.patients import looks_repeated, patients_of
 from ..files import whole_file
-from .metrics import score_region
+from .metrics import SHARES, score_region
 
 __all__ = ["EvaluationReport", "merge_reports"]
 
@@ -121,11 +122,21 @@ def write_report(
     scores = np.array([row[1:] for row in metrics[1:]], float)
     patient_of_case = patients_of(case_ids) | dict(patients or {})
     groups = [patient_of_case[case_id] for case_id in case_ids]
-    summary = [summarize(name, values, groups) for name, values in zip(metrics[0][1:], scores.T)]
+    pair = looks_repeated(case_ids) if groups == case_ids else None
+    summary = [
+        summarize(name, values, groups, with_interval=not pair) for name, values in zip(metrics[0][1:], scores.T)
+    ]
     write_csv(output_dir / "lesions.csv", lesions)
     write_csv(output_dir / "summary.csv", [SUMMARY_COLUMNS, *summary])
     write_csv(output_dir / "metrics.csv", metrics)  # last: it says that the evaluation is done
     print(table(summary))
+    if pair:
+        print(
+            f"Cases {pair[0]} and {pair[1]} look like one patient, and many others do, but no rule knows these names: "
+            "an interval over patients needs to know who is who, by --patients of python -m scripts score or datalist."
+        )
+    elif not summary[0][-1]:
+        print(f"Fewer than {MIN_PATIENTS} patients say too little of others for an interval.")
     print(f"Each case: {output_dir / 'metrics.csv'}. Each lesion: {output_dir / 'lesions.csv'}.")
 
 
@@ -150,10 +161,12 @@ def gather(items: list[Any]) -> list[Any]:
     return [item for items in of_processes for item in items]
 
 
-def summarize(name: str, values: np.ndarray, patients: Sequence[str]) -> list[str]:
+def summarize(name: str, values: np.ndarray, patients: Sequence[str], with_interval: bool) -> list[str]:
     metric, region = name.rsplit("_", 1)
     numbers = [values.mean(), values.std(), np.median(values)]
-    interval = interval_of_mean(values, patients)
+    interval = interval_of_mean(values, patients) if with_interval else None
+    if interval:  # t intervals know no bounds, a Dice and a distance do
+        interval = max(interval[0], 0.0), min(interval[1], 1.0 if metric in SHARES else math.inf)
     counts = [str(len(values)), str(len(set(patients)))]
     formatted = [f"{number:.4f}" for number in (*numbers, *(interval or ()))]
     return [metric, region, *counts, *formatted, *([] if interval else ["", ""])]
@@ -201,6 +214,4 @@ def table(summary: Sequence[Sequence[str]]) -> str:
         mean, std, median, low, high = (f"{float(number):.3f}" if number else "" for number in numbers)
         name = f"{region.upper()} {metric}"
         lines.append(f"{name:<{width}}{f'{mean} +- {std}':>21}{median:>12}{f'{low} to {high}' if low else '-':>30}")
-    if not summary[0][-1]:
-        lines.append(f"Fewer than {MIN_PATIENTS} patients say too little of others for an interval.")
     return "\n".join(lines)

@@ -19,9 +19,10 @@ import numpy as np
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
+from ..data.patients import patients_of
 from ..errors import InputError
 from ..files import whole_file
-from ..weights.record import read_record
+from ..weights.record import is_number, read_record, trained_patients
 
 __all__ = ["SmallEnhancingToCored", "choose_mm3", "chosen_mm3"]
 
@@ -96,7 +97,7 @@ def chosen_mm3(checkpoint: str | Sequence[str]) -> float:
     paths = [checkpoint] if isinstance(checkpoint, str) else list(checkpoint)
     chosen: dict[str, Any] = {path: (read_record(path) or {}).get(KEY) for path in paths}
     for path, mm3 in chosen.items():
-        if mm3 is None:
+        if not is_number(mm3):
             raise InputError(
                 f"No volume of small ET was chosen for the weights {path}: run python -m scripts small_et first."
             )
@@ -121,10 +122,12 @@ def store(paths: Sequence[Path], metrics: Path) -> str:
         if record is None:
             raise InputError(f"The weights {path} should have a record, {path.with_suffix('.json')} is not there.")
         records[path] = record
-    trained_by_all = set.intersection(*(set(record["cases"]) for record in records.values()))
-    if seen := sorted(trained_by_all & {row["case"] for row in rows}):
-        raise InputError(f"{metrics} should hold cases that the weights were not trained on, it holds {seen[0]}.")
+    trained = [trained_patients(record) for record in records.values()]
+    of_all = set.intersection(*(set(patients.values()) for patients in trained))
     cases = sorted(row["case"] for row in rows)
+    patients = patients_of(cases) | {case_id: patient for each in trained for case_id, patient in each.items()}
+    if seen := [case_id for case_id in cases if patients[case_id] in of_all]:
+        raise InputError(f"{metrics} should hold cases that the weights were not trained on, it holds {seen[0]}.")
     mm3, best = choose_mm3(1000 * volumes, dices, true_volumes == 0)
     left_out = left_out_dice(1000 * volumes, dices, true_volumes == 0)
     for path, record in records.items():

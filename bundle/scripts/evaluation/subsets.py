@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from ..arguments import listed
 from ..data.cases import MODALITIES
 from ..errors import InputError
-from ..files import whole_file
+from ..files import read_json, whole_file
 from ..weights.record import recorded
 from .report import write_csv
 
@@ -131,7 +131,7 @@ def settings_file(output_dir: Path, checkpoint: Path, arguments: Sequence[str]) 
     """
     path = output_dir / "settings.json"
     wanted = {"checkpoint": str(checkpoint), "modified": checkpoint.stat().st_mtime, "arguments": list(arguments)}
-    if path.is_file() and json.loads(path.read_text()) != wanted:
+    if path.is_file() and read_json(path, "The settings of the subsets,") != wanted:
         raise InputError(f"{output_dir} holds scores of other weights or with other knobs: take another output_dir.")
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps(wanted, indent=2) + "\n")

@@ -129,7 +129,8 @@ class CaseEvaluator(SupervisedEvaluator):
         try:
             output = super()._iteration(engine, batchdata)
         except InputError as error:
-            self.faults.append(f"Case {', '.join(cases_of_batch(batchdata))}: {error}")
+            is_named = str(error).startswith("Case ")
+            self.faults.append(str(error) if is_named else f"Case {', '.join(cases_of_batch(batchdata))}: {error}")
             return []
         self.num_done += 1
         return output

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from monai.inferers import Inferer, SimpleInferer, SlidingWindowInfererAdapt
+from monai.utils import ensure_tuple
 from torch.utils._pytree import tree_map_only
 
 from ..errors import InputError
@@ -52,7 +53,8 @@ class AdaptiveInferer(Inferer):
 
     Raises:
         InputError: when ``stretch`` is below 1, or ``overlap`` not in [0, 1); by a call, when one window of
-            ``roi_size`` alone is too much for the memory, or a logit is NaN or infinite.
+            ``roi_size`` alone is too much for the memory, or a logit is NaN or infinite: it names the case where the
+            image does.
     """
 
     def __init__(self, roi_size: Sequence[int], stretch: float, overlap: float, progress: bool = False) -> None:
@@ -70,6 +72,15 @@ class AdaptiveInferer(Inferer):
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         """Logits (B, classes, H, W, D) of images (B, C, H, W, D); ``args`` and ``kwargs`` go to the network."""
+        try:
+            return self.logits_of(inputs, network, *args, **kwargs)
+        except InputError as error:
+            cases = ", ".join(ensure_tuple(getattr(inputs, "meta", {}).get("case_id", ())))
+            raise InputError(f"Case {cases}: {error}" if cases else str(error)) from error
+
+    def logits_of(
+        self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
         image_size = tuple(inputs.shape[2:])
         stretch = self.stretch if getattr(network, "takes_windows", False) else 1.0
         placed = self.place(image_size, stretch)

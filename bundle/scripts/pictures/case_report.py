@@ -42,6 +42,7 @@ __all__ = ["describe_case", "report_case", "write_index", "write_report"]
 BUNDLE = Path(__file__).parents[2]
 RESEARCH_ONLY = "For research only. Not a medical device; not for diagnosis or treatment."
 MAX_SHOWN = 6  # lesions with pictures; tables have them all
+INDEX = "index"  # the name of the page of all cases
 SCALE_MM = 20
 SOFT_TISSUE_HU = (-160.0, 240.0)
 MARGIN = 2  # voxels around what is not zero
@@ -330,6 +331,8 @@ def main(argv: Sequence[str]) -> None:
     cases = [case for case in find_cases(arguments.dataset_dir) if case.case_id in masks]
     if not cases:
         raise InputError(f"No case of {arguments.dataset_dir} has a mask in {arguments.prediction_dir}.")
+    if any(case.case_id.lower() == INDEX for case in cases):
+        raise InputError(f"Case {INDEX}: its page would be that of all cases, {INDEX}.html: rename it.")
     check_writable(arguments.output_dir, "output_dir")
     contents = []
     for case in tqdm(cases, desc="reports", leave=False, disable=None):
@@ -338,5 +341,5 @@ def main(argv: Sequence[str]) -> None:
         )
         write_report(shown, content, arguments.output_dir / f"{case.case_id}.html")
         contents.append(content)
-    write_index(contents, arguments.output_dir / "index.html")
-    print(arguments.output_dir / "index.html")
+    write_index(contents, arguments.output_dir / f"{INDEX}.html")
+    print(arguments.output_dir / f"{INDEX}.html")

@@ -25,8 +25,10 @@ from tqdm.auto import tqdm
 from ..arguments import listed
 from ..data.cases import MODALITIES
 from ..data.datalist import make_datalist, patients_in, write_new
+from ..data.patients import read_patients
 from ..errors import InputError
 from ..evaluation.report import merge_reports
+from ..files import read_json
 from ..knobs import flags
 
 __all__ = ["main", "run_fold"]
@@ -35,22 +37,28 @@ BUNDLE = Path(__file__).parents[2]
 WITHOUT_EFFECT = ("--num_workers", "--cache_rate", "--device")  # on the weights: they may change between runs
 
 
-def split_of(dataset_dir: Path, output_dir: Path, modalities: Sequence[str], folds: int, seed: int) -> Path:
+def split_of(
+    dataset_dir: Path, output_dir: Path, modalities: Sequence[str], folds: int, seed: int, patients: Path | None = None
+) -> Path:
     """The datalist of a cross-validation, made at the first run and kept.
 
     Raises:
-        InputError: when it is there with another number of folds, seed or modalities.
+        InputError: when it is there with another number of folds, seed, modalities or patients.
     """
     path = output_dir / "datalist.json"
     wanted = {"folds": folds, "seed": seed, "modalities": list(modalities)}
     if not path.exists():
         output_dir.mkdir(parents=True, exist_ok=True)
-        made = make_datalist(dataset_dir, modalities, seed=seed, testing_fraction=0.0, folds=folds)
+        made = make_datalist(dataset_dir, modalities, seed=seed, testing_fraction=0.0, folds=folds, patients=patients)
         write_new(path, json.dumps(made, indent=2) + "\n")
-    there = json.loads(path.read_text())
+    there = read_json(path, "The split of the folds,")
     for name, value in wanted.items():
         if there.get(name) != value:
             raise another(name, there.get(name), value, path)
+    table = {} if patients is None else read_patients(patients)
+    for case_id, patient in patients_in(there["training"]).items():
+        if table and table.get(case_id) != patient:
+            raise another(f"The patient of {case_id}", patient, table.get(case_id), path)
     return path
 
 
@@ -70,10 +78,12 @@ def keep_settings(output_dir: Path, dataset_dir: Path, config_file: Sequence[str
     }
     if not path.exists():
         write_new(path, json.dumps(wanted, indent=2) + "\n")
-    there = json.loads(path.read_text())
+    there = {"knobs": {}} | read_json(path, "The settings of the folds,")
     for name in ("dataset_dir", "config_file"):
-        if there[name] != wanted[name]:
-            raise another(name, there[name], wanted[name], path)
+        if there.get(name) != wanted[name]:
+            raise another(name, there.get(name), wanted[name], path)
+    if not isinstance(there["knobs"], dict):
+        raise another("knobs", there["knobs"], wanted["knobs"], path)
     for name in {**there["knobs"], **values}:
         was, is_now = (each["knobs"].get(name, "not given") for each in (there, wanted))
         if was != is_now:
@@ -121,6 +131,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--fold", type=int, help="only this one")
     parser.add_argument("--seed", type=int, default=0, help="of the split")
     parser.add_argument("--modalities", type=listed(str), default=list(MODALITIES))
+    parser.add_argument("--patients", type=Path, help="CSV with the columns case and patient; default: by the names")
     parser.add_argument(
         "--config_file",
         type=listed(str),
@@ -130,7 +141,14 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("knobs", nargs="*", help="after --: knobs of the training, such as -- --max_epochs 300")
     arguments = parser.parse_args(argv)
     output_dir = arguments.output_dir
-    datalist = split_of(arguments.dataset_dir, output_dir, arguments.modalities, arguments.folds, arguments.seed)
+    datalist = split_of(
+        arguments.dataset_dir,
+        output_dir,
+        arguments.modalities,
+        arguments.folds,
+        arguments.seed,
+        arguments.patients,
+    )
     if arguments.fold is not None and arguments.fold not in range(arguments.folds):
         raise InputError(f"fold should be from 0 to {arguments.folds - 1}, got {arguments.fold}.")
     keep_settings(output_dir, arguments.dataset_dir, arguments.config_file, arguments.knobs)
@@ -141,5 +159,5 @@ def main(argv: Sequence[str]) -> None:
         run_fold(fold, arguments.config_file, knobs, output_dir)
     folders = [output_dir / f"fold{fold}" for fold in range(arguments.folds)]
     if all((folder / "metrics.csv").is_file() for folder in folders):
-        entries = json.loads(datalist.read_text())["training"]
+        entries = read_json(datalist, "The split of the folds,")["training"]
         merge_reports(folders, output_dir, patients_in(entries))

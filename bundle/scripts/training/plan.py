@@ -441,7 +441,8 @@ def main(argv: Sequence[str]) -> None:
         "know better. Below, the reason of each value."
     )
     with whole_file(arguments.output) as temporary:
-        content = {"_desc_": {"plan": about, **plan.reasons}, **plan.values}
+        parts: dict[str, Any] = {f"+{name.split('#')[0]}": {} for name in plan.values if "#" in name}
+        content = {"_desc_": {"plan": about, **plan.reasons}, **parts, **plan.values}
         temporary.write_text(json.dumps(content, indent=4) + "\n")
     for knob, value in plan.values.items():
         print(f"{knob}: {json.dumps(value)}\n    {plan.reasons[knob]}")

@@ -37,9 +37,9 @@ class TrainingState:
 
     ``checkpoint_iteration=N.pt`` in ``ckpt_dir`` is written every ``interval`` epochs, before each validation, after
     the last epoch, and when the run is asked to end (SIGTERM, Ctrl-C): then after the step that is under way, the same
-    in all processes. The last two are kept. A second Ctrl-C ends at once. Attach it after the learning rate, whose work
-    belongs to the state, and before the validation, which may fail: a training that goes on from the end of an epoch
-    begins with the validation of that epoch.
+    in all processes. The last two are kept. A second Ctrl-C ends at once; a second SIGTERM changes nothing, until the
+    process has ended. Attach it after the learning rate, whose work belongs to the state, and before the validation,
+    which may fail: a training that goes on from the end of an epoch begins with the validation of that epoch.
 
     Args:
         ckpt_dir: folder of the checkpoints.
@@ -81,6 +81,7 @@ class TrainingState:
         self.own: list[Path] = []  # the checkpoints of this run, and the one it goes on from
         self.random_state: Mapping[str, Any] | None = None
         self.asked_to_end = 0
+        self.ends = False
         self.previous_handlers: dict[int, Any] = {}
 
     def attach(self, engine: Engine) -> None:
@@ -105,7 +106,7 @@ class TrainingState:
             self.keep_what_is_there()
         loader, iteration = engine.data_loader, engine.state.iteration
         loader.sampler.start_at(iteration // len(loader), iteration % len(loader) * loader.batch_size)
-        self.asked_to_end = 0
+        self.asked_to_end, self.ends = 0, False
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self.previous_handlers[number] = signal.signal(number, self.asked)
@@ -117,6 +118,10 @@ class TrainingState:
 
     def restore_signals(self) -> None:
         for number, handler in self.previous_handlers.items():
+            if self.ends and number == signal.SIGTERM:
+                # It may come later to this process than to those by whose wish it ends, or twice; ignored, as Python
+                # takes a handler of its own away before it has ended.
+                handler = signal.SIG_IGN
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not one of Python's
         self.previous_handlers = {}
 
@@ -145,6 +150,7 @@ class TrainingState:
         if idist.get_rank() == 0:
             logger.info(f"Asked to end: saved {self.own[-1]}, go on from there by --resume true.")
         idist.barrier()  # who ends first would have the others ended, too
+        self.ends = True
         sys.exit(128 + number)
 
     def found(self) -> list[Path]:
@@ -265,14 +271,18 @@ class TrainingState:
         """
         there, here = state["of"], self.identity()
         advice = "resume with the same, or take another ckpt_dir"
+        if lacking := [name for name in (*self.objects, "network") if name not in state]:
+            raise InputError(
+                f"The checkpoint {path} lacks the state of {lacking[0]}, which this training has: {advice}."
+            )
         for name, value in here["settings"].items():
-            if there["settings"].get(name) != value:
+            was = there.get("settings", {}).get(name)
+            if was != value:
                 raise InputError(
-                    f"The checkpoint {path} is of a training with {name} {there['settings'].get(name)}, this one has "
-                    f"{value}: {advice}."
+                    f"The checkpoint {path} is of a training with {name} {was}, this one has {value}: {advice}."
                 )
         for name, cases in here["cases"].items():
-            different = sorted(set(cases) ^ set(there["cases"][name]))
+            different = sorted(set(cases) ^ set(there.get("cases", {}).get(name, ())))
             if different:
                 which = "is new in this one" if different[0] in cases else "is not in this one"
                 raise InputError(
@@ -300,10 +310,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint, whose name says how far the training was.
 
     Raises:
-        InputError: when it cannot be read, or is another one than its name says.
+        InputError: when it cannot be read, lacks a part, or is another one than its name says.
     """
     state = read_state(path)
-    iteration = state["trainer"]["iteration"] if "trainer" in state else "no iteration"
+    if lacking := [name for name in ("trainer", "best", "random", "of") if not isinstance(state.get(name), dict)]:
+        raise InputError(f"{path} should be a checkpoint of a training, it lacks {', '.join(lacking)}.")
+    iteration = state["trainer"].get("iteration")
     if path.name != CHECKPOINT.format(iteration):
         raise InputError(f"{path} should be the checkpoint that its name says, it holds {iteration}.")
     return state

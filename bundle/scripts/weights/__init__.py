@@ -5,7 +5,7 @@ from __future__ import annotations
 from .checkpoints import CheckpointLoader, WeightsSaver, fold_checkpoints
 from .engines import OnnxNetwork, TorchExportNetwork, TorchScriptNetwork
 from .pretrained import load_pretrained, network_like, parent_of
-from .record import check_contract, check_unseen, convention_to_write, network_of_record, recorded
+from .record import check_channels, check_contract, check_unseen, convention_to_write, network_of_record, recorded
 
 __all__ = [
     "CheckpointLoader",
@@ -13,6 +13,7 @@ __all__ = [
     "TorchExportNetwork",
     "TorchScriptNetwork",
     "WeightsSaver",
+    "check_channels",
     "check_contract",
     "check_unseen",
     "convention_to_write",

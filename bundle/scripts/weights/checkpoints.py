@@ -16,9 +16,9 @@ from torch import nn
 
 from ..data.cases import case_id_of, first_file, folder_of
 from ..errors import InputError
-from ..files import whole_file
+from ..files import read_json, whole_file
 from ..networks import Ensemble
-from .record import arguments_of, describe, record_of, write_record
+from .record import arguments_of, describe, record_of, told_patients, write_record
 from .versions import versions
 
 __all__ = [
@@ -89,7 +89,7 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     """Loads a ``state_dict`` into a network that has exactly its keys and shapes.
 
     Raises:
-        InputError: when the file is not there, is no file of weights, or belongs to another network.
+        InputError: when the file is not there, is no file of weights, belongs to another network, or holds NaN.
     """
     path = Path(path)
     if not path.is_file():
@@ -102,6 +102,8 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
                 f"The weights {path} are of another network: they {rule}: {len(keys)} keys, such as {min(keys)}."
             )
     for key, value in weights.items():
+        if not torch.isfinite(value).all():
+            raise InputError(f"The weights {path} should be finite, {key} holds NaN or infinity: train them anew.")
         if value.shape != wanted[key].shape:
             raise InputError(
                 f"The weights {path} are of another network: {key} has shape {list(value.shape)}, the network wants "
@@ -114,9 +116,14 @@ def fold_checkpoints(folder: str | Path) -> list[str]:
     """The weights of each fold below the ``output_dir`` of ``python -m scripts cross_validation``.
 
     Raises:
-        InputError: when there are none.
+        InputError: when there are none, or not yet those of all folds.
     """
     found = sorted(Path(folder).glob("fold*/model_final.pt"))
+    split = Path(folder) / "datalist.json"
+    if found and split.is_file():
+        for fold in range(read_json(split, "The split of the folds,").get("folds", 0)):
+            if not (Path(folder) / f"fold{fold}" / "model_final.pt").is_file():
+                raise InputError(f"folds_dir should hold the weights of all folds, {folder} has none of fold {fold}.")
     if not found:
         raise InputError(f"folds_dir should hold weights such as fold0/model_final.pt, {folder} does not.")
     return [str(path) for path in found]
@@ -183,9 +190,11 @@ class WeightsSaver:
 
     def record(self, state: Any) -> dict[str, Any]:
         items = list(self.data or ())
+        told = told_patients(items)
         return {
             "dataset": Path(os.path.commonpath([folder_of(first_file(item)) for item in items])).name,
             "cases": sorted(map(case_id_of, items)),
+            **({"patients": told} if told else {}),
             "settings": {**self.settings, "network": arguments_of(self.network)},
             "epoch": state.epoch,
             "metrics": {name: float(value) for name, value in state.metrics.items()},

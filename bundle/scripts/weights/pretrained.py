@@ -10,10 +10,11 @@ from typing import Any
 import torch.nn.functional as F
 
 from ..data.labels import Convention, class_names
+from ..data.patients import patient_of
 from ..errors import InputError, flag
 from ..networks import MISSU
 from .checkpoints import read_state
-from .record import read_record, recorded, sha256
+from .record import read_record, recorded, sha256, trained_patients
 
 __all__ = ["load_pretrained", "network_like", "parent_of"]
 
@@ -23,15 +24,22 @@ FIRST, HEAD, POSITIONS = "encoder.0.0.0.weight", "head", "bottleneck.position_em
 LEAST_LOADED = 0.5  # of all weights; with less, it is a training from scratch that only looks like a fine-tuning
 
 
-def parent_of(pretrained: str) -> dict[str, str]:
-    """What the record of fine-tuned weights says of those they began with.
+def parent_of(pretrained: str) -> dict[str, Any]:
+    """What the record of fine-tuned weights says of those they began with: whose cases were trained on, too.
 
     Raises:
         InputError: when there is no such file.
     """
     if not Path(pretrained).is_file():
         raise InputError(f"pretrained should be a file of weights, {pretrained} is not there.")
-    return {"file": Path(pretrained).name, "sha256": sha256(Path(pretrained))}
+    patients = trained_patients(read_record(pretrained))
+    told = {case_id: patient for case_id, patient in patients.items() if patient != patient_of(case_id)}
+    return {
+        "file": Path(pretrained).name,
+        "sha256": sha256(Path(pretrained)),
+        "cases": sorted(patients),
+        **({"patients": told} if told else {}),
+    }
 
 
 def network_like(pretrained: str, **arguments: Any) -> MISSU:
@@ -86,6 +94,12 @@ def load_pretrained(
         f"{HEAD}.weight": (0, class_names(settings["label_convention"]), class_names(label_convention)),
         f"{HEAD}.bias": (0, class_names(settings["label_convention"]), class_names(label_convention)),
     }
+    for key, (axis, had, _) in names.items():
+        if key in old and old[key].shape[axis] != len(had):
+            raise InputError(
+                f"The record of {path} should name each channel of the weights, {key} has {old[key].shape[axis]}, it "
+                f"names {', '.join(had)}."
+            )
     lacking, num_loaded = [], 0
     for key, weight in new.items():
         if key not in old:

@@ -11,9 +11,10 @@ given have the config's defaults.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,16 @@ from monai.utils import ensure_tuple
 from torch import nn
 
 from ..data.cases import case_id_of
-from ..data.labels import Convention, regions
-from ..data.patients import patients_of
+from ..data.labels import Convention, num_classes, regions
+from ..data.patients import patient_of, patients_of
 from ..errors import InputError, flag
-from ..files import whole_file
+from ..files import read_json, whole_file
 from ..networks import MISSU
 from ..networks.missu import STRIDE
 
 __all__ = [
     "arguments_of",
+    "check_channels",
     "check_contract",
     "check_unseen",
     "convention_to_write",
@@ -39,6 +41,8 @@ __all__ = [
     "record_of",
     "recorded",
     "sha256",
+    "told_patients",
+    "trained_patients",
     "write_record",
 ]
 
@@ -48,6 +52,50 @@ EXPORTED = (".ts", ".onnx", ".pt2")
 
 # What would give a wrong mask without a word: the order of modalities, sizes, and the network's own arguments.
 CONTRACT = ("modalities", "spacing_mm", "intensities", "roi_size", "network")
+# Of these an ensemble has one.
+OF_ALL_MEMBERS = (*CONTRACT, "label_convention", "stretch", "invert_logits", "largest_component_of")
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_list(value: Any, of: Callable[[Any], bool], length: int | None = None) -> bool:
+    return isinstance(value, list) and all(map(of, value)) and length in (None, len(value))
+
+
+def is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def is_mapping(value: Any, of: Callable[[Any], bool] = lambda _: True) -> bool:
+    return isinstance(value, Mapping) and all(map(of, value.values()))
+
+
+# What a record has to have, and of the settings what they have to be where they are there.
+FORM: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "sha256": ("a text", is_text),
+    "dataset": ("a text", is_text),
+    "cases": ("a list of case IDs", lambda value: is_list(value, is_text)),
+    "settings": ("an object", is_mapping),
+    "epoch": ("a number", is_number),
+    "metrics": ("an object of numbers", lambda value: is_mapping(value, is_number)),
+}
+NEEDED = ("modalities", "label_convention", "spacing_mm", "roi_size")
+FORM_OF_SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "modalities": ("different names", lambda value: is_list(value, is_text) and 0 < len(value) == len({*value})),
+    "label_convention": ("a name or an object", lambda value: isinstance(value, str | Mapping)),
+    "spacing_mm": ("3 numbers", lambda value: is_list(value, is_number, 3)),
+    "roi_size": ("3 whole numbers", lambda value: is_list(value, lambda side: type(side) is int, 3)),
+    "intensities": ("an object of objects", lambda value: is_mapping(value, is_mapping)),
+    "stretch": ("a number", is_number),
+    "invert_logits": ("true or false", lambda value: str(value).lower() in ("true", "false")),
+    "largest_component_of": ("a list of classes", lambda value: is_list(value, lambda number: type(number) is int)),
+    "network": (
+        "the arguments of MISSU",
+        lambda value: value is None or (is_mapping(value) and {*value} <= {*inspect.signature(MISSU).parameters}),
+    ),
+}
 
 
 def sha256(path: Path) -> str:
@@ -69,25 +117,48 @@ def read_record(path: str | Path) -> dict[str, Any] | None:
     """The record beside weights; ``None`` where there is none.
 
     Raises:
-        InputError: when it cannot be read, or is that of other weights.
+        InputError: when it cannot be read, lacks something, or is that of other weights.
     """
     path = Path(path)
     file = record_of(path)
     if not file.is_file() or not path.is_file():  # load_weights says that weights are missing
         return None
-    try:
-        record = json.loads(file.read_text())
-        digest = record["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"The record {file} of the weights {path} cannot be read: delete it to go on without."
-        ) from error
-    if digest != sha256(path):
+    record = read_json(file, f"The record of the weights {path.name},")
+    check_form(file, record)
+    if record["sha256"] != sha256(path):
         raise InputError(
             f"The weights {path} are not those that {file} tells of, the sha256 differs: "
             f"restore them, or delete {file}."
         )
     return record
+
+
+def check_form(file: Path, record: Mapping[str, Any]) -> None:
+    """Refuses a record that a training has not written so.
+
+    Raises:
+        InputError: naming the first part that is missing, or something else than it should be.
+    """
+    parts = [(name, True, record, form) for name, form in FORM.items()]
+    settings = record.get("settings")
+    if isinstance(settings, Mapping):
+        parts += [(name, name in NEEDED, settings, form) for name, form in FORM_OF_SETTINGS.items()]
+    for name, is_needed, of, (what, holds) in parts:
+        if is_needed and name not in of:
+            has = "it has none"
+        elif name in of and not holds(of[name]):
+            has = f"it has {json.dumps(of[name])}"
+        else:
+            continue
+        raise InputError(
+            f"The record {file} should have {name}, {what}, {has}: restore it, or delete it and give the knobs."
+        )
+    network = settings.get("network") if isinstance(settings, Mapping) else None
+    if network and network.get("in_channels") != len(record["settings"]["modalities"]):
+        raise InputError(
+            f"The record {file} should have a modality for each of the in_channels, {network.get('in_channels')}, it "
+            f"has {', '.join(record['settings']['modalities'])}: restore it, or delete it and give the knobs."
+        )
 
 
 def describe(path: str | Path) -> str:
@@ -129,24 +200,26 @@ def settings_of(checkpoint: str | Sequence[str]) -> dict[str, Any]:
     """The settings in the record of weights; of an ensemble, those that its members share. Empty without a record.
 
     Raises:
-        InputError: when the members differ in what they ask of their use.
+        InputError: when the members differ in what they ask of their use, or some of them do not say it.
     """
-    shared: dict[str, Any] = {}
-    first = None
+    settings = {path: record["settings"] for path in ensure_tuple(checkpoint) if (record := read_record(path))}
+    if not settings:
+        return {}
+    first, shared = next(iter(settings.items()))
     for path in ensure_tuple(checkpoint):
-        record = read_record(path)
-        if record is None:
-            continue
-        settings = record["settings"]
-        if first is None:
-            first, shared = path, settings
-        for name in (*CONTRACT, "label_convention"):
-            if settings.get(name) != shared.get(name):
+        if path not in settings and Path(path).is_file():
+            raise InputError(
+                f"The weights {path} have no record {record_of(Path(path)).name}, {first} has one: all weights of an "
+                "ensemble need theirs, or none has one and the knobs are given."
+            )
+    for path, of_member in settings.items():
+        for name in OF_ALL_MEMBERS:
+            if of_member.get(name) != shared.get(name):
                 raise InputError(
-                    f"{name} should be the same for all weights of an ensemble, {path} has {settings.get(name)}, "
+                    f"{name} should be the same for all weights of an ensemble, {path} has {of_member.get(name)}, "
                     f"{first} has {shared.get(name)}."
                 )
-    return shared
+    return dict(shared)
 
 
 def recorded(checkpoint: str | Sequence[str], name: str, default: Any) -> Any:
@@ -198,14 +271,15 @@ def check_contract(
         InputError: when one differs.
     """
     settings = settings_of(checkpoint)
-    for name in ensure_tuple(modalities):
-        if name not in ensure_tuple(network_modalities):
+    modalities, network_modalities = names_of(modalities), names_of(network_modalities)
+    for name in modalities:
+        if name not in network_modalities:
             raise InputError(
-                f"modalities should be some of {list(ensure_tuple(network_modalities))}, with which the weights were "
-                f"trained, got {list(ensure_tuple(modalities))}: leave it out, or take other weights."
+                f"modalities should be some of {network_modalities}, with which the weights were "
+                f"trained, got {modalities}: leave it out, or take other weights."
             )
-    if len(set(ensure_tuple(modalities))) < len(ensure_tuple(modalities)):
-        raise InputError(f"modalities should be different ones, got {list(ensure_tuple(modalities))}.")
+    if len(set(modalities)) < len(modalities):
+        raise InputError(f"modalities should be different ones, got {modalities}.")
     refuse_other("network_modalities", settings.get("modalities"), network_modalities)
     given = {"spacing_mm": spacing_mm, "intensities": intensities, "roi_size": roi_size}
     for name, value in given.items():
@@ -216,7 +290,7 @@ def check_contract(
             f"label_convention should have the regions of {trained}, the record of the weights says so, "
             f"{label_convention} has others."
         )
-    missing = [name for name in ensure_tuple(network_modalities) if name not in ensure_tuple(modalities)]
+    missing = [name for name in network_modalities if name not in modalities]
     if missing:
         warn_of_missing(missing, bool(settings.get("modality_dropout")), "et" in regions(label_convention))
     return settings.get("network") or {}
@@ -266,6 +340,61 @@ def network_of_record(contract: Mapping[str, Any], **arguments: Any) -> MISSU:
     return MISSU(**{**contract, **arguments})
 
 
+def check_channels(
+    network: nn.Module, network_modalities: str | Sequence[str], label_convention: Convention, num_regions: int = 0
+) -> None:
+    """Refuses a network with other channels than the data has; asks nothing of another class than MISSU.
+
+    Args:
+        network: to be trained or used.
+        network_modalities: a channel of the input each.
+        label_convention: has a class for each channel of the output.
+        num_regions: number of the channels of the output where they are regions instead.
+
+    Raises:
+        InputError: when there are more or fewer.
+    """
+    if not isinstance(network, MISSU):
+        return
+    names = names_of(network_modalities)
+    if network.in_channels != len(names):
+        raise InputError(
+            f"network_def#in_channels should be {len(names)}, one for each of {', '.join(names)}, it is "
+            f"{network.in_channels}."
+        )
+    what, wanted = ("regions", num_regions) if num_regions else ("classes", num_classes(label_convention))
+    if network.head.out_channels != wanted:
+        raise InputError(
+            f"network_def#out_channels should be {wanted}, the {what} of label_convention, it is "
+            f"{network.head.out_channels}."
+        )
+
+
+def names_of(modalities: str | Sequence[str]) -> list[str]:
+    """The names of modalities as a list.
+
+    Raises:
+        InputError: when it is one text, whose letters would be taken for names.
+    """
+    if isinstance(modalities, str):
+        raise InputError(f"modalities should be a list of names, such as ['{modalities}'], got {modalities}.")
+    return list(modalities)
+
+
+def told_patients(entries: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """The patients of cases that a list tells and their names do not, by case ID."""
+    patients = {case_id_of(entry): str(entry["patient"]) for entry in entries if entry.get("patient")}
+    return {case_id: patient for case_id, patient in patients.items() if patient != patient_of(case_id)}
+
+
+def trained_patients(record: Mapping[str, Any] | None, dataset_dir: str | Path | None = None) -> dict[str, str]:
+    """The patient of each case that weights were trained on, those of the weights they began with among them."""
+    if record is None:
+        return {}
+    cases, told, parent = record["cases"], record.get("patients", {}), record["settings"].get("parent") or {}
+    return patients_of([*parent.get("cases", ()), *cases], dataset_dir) | parent.get("patients", {}) | told
+
+
 def check_unseen(
     checkpoint: str | Sequence[str],
     entries: Iterable[Mapping[str, Any]],
@@ -285,12 +414,15 @@ def check_unseen(
     """
     if flag("allow_training_cases", allow_training_cases):
         return
+    entries = list(entries)
+    scored = patients_of(map(case_id_of, entries), dataset_dir) | told_patients(entries)
     for path in ensure_tuple(checkpoint):
-        trained = set((read_record(path) or {}).get("cases", ()))
-        scored = [case_id_of(entry) for entry in entries]
-        patients = patients_of([*trained, *scored], dataset_dir)
-        of_training = {patients[case_id] for case_id in trained}
-        seen = [case_id for case_id in scored if patients[case_id] in of_training]
+        record = read_record(path)
+        if record is None:
+            logger.warning(f"Whether the weights {path} were trained on these cases is unknown, they have no record.")
+        trained = trained_patients(record, dataset_dir)
+        of_training = {*trained.values()}
+        seen = [case_id for case_id in scored if case_id in trained or scored[case_id] in of_training]
         if seen:
             raise InputError(
                 f"{len(seen)} of the {len(scored)} cases to score, such as {seen[0]}, are of patients that the weights "
