@@ -13,7 +13,7 @@ __all__ = ["COMMANDS", "main"]
 # By the way that a case goes. argparse and not fire behind each: fire runs a command before it finds an unknown flag.
 COMMANDS = {
     "phantom": ("sources.phantom", "draw synthetic cases, quickly"),
-    "gliomas": ("sources.gliomas", "draw synthetic cases that a network can learn real gliomas from"),
+    "gliomas": ("sources.gliomas.cases", "draw synthetic cases that a network can learn real gliomas from"),
     "dicom": ("sources.dicom", "one DICOM series to one NIfTI file"),
     "chaos": ("sources.chaos", "the CHAOS challenge as it is distributed, to cases"),
     "preflight": ("checks.preflight", "what is wrong with a folder of cases"),
