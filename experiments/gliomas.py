@@ -1,6 +1,6 @@
 """Weights that segment gliomas: trained on drawn brains alone, then fine-tuned on a few real ones.
 
-    cd bundle
+    cd bundle && export PYTHONPATH=.
     python ../experiments/gliomas.py train --output synthetic.pt --steps 8000
     python ../experiments/gliomas.py finetune --init synthetic.pt --dataset_dir BRATS --output tuned.pt --steps 750
     python ../experiments/gliomas.py average --init synthetic.pt --weights tuned.pt --output model.pt

@@ -28,6 +28,7 @@ COMMANDS = {
     "score": ("evaluation.score", "score masks that are there already"),
     "subsets": ("evaluation.subsets", "score weights with each subset of their modalities"),
     "small_et": ("evaluation.small_et", "choose the volume below which enhancing tumor is taken for core"),
+    "scan_range": ("inference.scan_range", "store with weights what a scan of their training looks like"),
     "picture": ("pictures.picture", "one case as a picture, in colors or outlines"),
     "report": ("pictures.case_report", "cases and their masks as pages to read: pictures, volumes, warnings, origin"),
     "dicom_seg": ("inference.dicom_seg", "a mask to a DICOM segmentation object of its series"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .cases import CaseDataset, CaseEvaluator
 from .inferer import AdaptiveInferer, Bfloat16Inferer
+from .scan_range import ScanRangeWarning
 from .writer import AtomicNibabelWriter, MaskLayout
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     "CaseDataset",
     "CaseEvaluator",
     "MaskLayout",
+    "ScanRangeWarning",
 ]
