@@ -23,7 +23,7 @@ from scripts.data.cases import LABEL, list_cases
 from scripts.data.loading import air
 from scripts.files import whole_file
 from scripts.inference.scan_range import measure, outside
-from scripts.sources.dicom import read_slices
+from scripts.sources.dicom import read_slices, sorted_slices
 from scripts.sources.gliomas import SPACING_MM, draw_glioma
 
 
@@ -43,7 +43,7 @@ def heads(folder: Path) -> Iterator[tuple[str, dict[str, float]]]:
     """A head as it was scanned, and with its air made zero."""
     import itk
 
-    image = read_slices(sorted(folder.glob("*.dcm")), folder)
+    image = read_slices(sorted_slices(folder), folder)
     volume, spacing_mm = itk.array_from_image(image).astype(np.float32), list(image.GetSpacing())[::-1]
     yield "head", measured([volume], spacing_mm)
     for share in (0.3, 0.6, 1.0):
