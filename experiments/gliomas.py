@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import random
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -36,14 +37,20 @@ from scripts.data import (
     is_nonzero,
 )
 from scripts.data.cases import LABEL, list_cases
+from scripts.data.labels import regions
 from scripts.evaluation.surfaces import hd95_mm
 from scripts.files import whole_file
 from scripts.inference import AdaptiveInferer
 from scripts.networks import MISSU
 from scripts.sources.gliomas import MODALITIES, SPACING_MM, draw_glioma
+from scripts.weights.checkpoints import write_state
+from scripts.weights.record import arguments_of, read_record, record_of, write_record
 
 SIDE = 64  # of a crop
 FOLDS = 3
+DROP = 0.4  # probability of a crop without some modalities, of the training on drawn brains
+MIN_PIECE = 0.15  # as in the shipped records
+DRAWN = "synthetic gliomas"
 Case = tuple[torch.Tensor, torch.Tensor]  # image (4, H, W, D) z-scored, classes (H, W, D)
 
 
@@ -201,10 +208,25 @@ def fit(
     return average
 
 
-def save(weights: dict[str, torch.Tensor], path: Path) -> None:
-    """In float16: half the size, and the same masks."""
-    with whole_file(path) as file:
-        torch.save({name: value.half() for name, value in weights.items()}, file)
+def save(network: MISSU, weights: dict[str, torch.Tensor], path: Path, dataset: str, cases: Sequence[str]) -> None:
+    """In float16: half the size, and the same masks. With the record that ``inference.json`` takes its knobs from."""
+    write_state({name: value.half() for name, value in weights.items()}, path, outdated=record_of(path))
+    settings = {
+        "label_convention": "brats2018",
+        "modalities": list(MODALITIES),
+        "spacing_mm": [SPACING_MM] * 3,
+        "intensities": {},
+        "roi_size": [SIDE] * 3,
+        "regions": {name: list(classes) for name, classes in regions("brats2018").items()},
+        "stretch": 1.5,
+        "invert_logits": True,
+        "largest_component_of": [],
+        "min_piece": MIN_PIECE,
+        "modality_dropout": DROP,
+        "network": arguments_of(network),
+    }
+    record = {"dataset": dataset, "cases": sorted(cases), "settings": settings, "epoch": 1, "metrics": {}}
+    write_record(path, {**record, "command": shlex.join(sys.argv)})
 
 
 def network_of(path: Path | None, seed: int = 0) -> MISSU:
@@ -304,8 +326,8 @@ def main() -> None:
         def crop_of_drawn(rng: random.Random) -> Case:
             return cropped(draw(rng), rng)
 
-        average = fit(network, crop_of_drawn, arguments.steps, rate, 0.15, 0.4, 0.998, arguments.seed, log)
-        save(average, arguments.output)
+        average = fit(network, crop_of_drawn, arguments.steps, rate, 0.15, DROP, 0.998, arguments.seed, log)
+        save(network, average, arguments.output, DRAWN, [])
     elif arguments.what == "finetune":
         cases = real_cases(arguments.dataset_dir, arguments.fold, held_out=False)
         cases = dict(list(cases.items())[: arguments.num_cases])
@@ -320,11 +342,16 @@ def main() -> None:
         network = network_of(arguments.init, arguments.seed)
         rate = arguments.learning_rate or (3e-4 if arguments.init else 1e-3)
         average = fit(network, mixed, arguments.steps, rate, 0.2, 0.15, 0.99, arguments.seed, log)
-        save(average, arguments.output)
-        arguments.output.with_suffix(".cases.json").write_text(json.dumps(sorted(cases), indent=2) + "\n")
+        dataset = arguments.dataset_dir.name + (f", after {DRAWN}" if arguments.init else "")
+        save(network, average, arguments.output, dataset, list(cases))
     elif arguments.what == "average":
-        first, second = (network_of(path).state_dict() for path in (arguments.init, arguments.weights))
-        save({name: (first[name] + second[name]) / 2 for name in first}, arguments.output)
+        networks = [network_of(path) for path in (arguments.init, arguments.weights)]
+        first, second = (network.state_dict() for network in networks)
+        record = read_record(arguments.weights)
+        if record is None:
+            parser.error(f"the weights {arguments.weights} should have a record")
+        weights = {name: (first[name] + second[name]) / 2 for name in first}
+        save(networks[0], weights, arguments.output, record["dataset"], record["cases"])
     else:
         network = network_of(arguments.weights)
         cases = real_cases(arguments.dataset_dir, arguments.fold, held_out=True)

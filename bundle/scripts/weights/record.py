@@ -99,7 +99,8 @@ def describe(path: str | Path) -> str:
             "Knobs that are not given have the config's defaults."
         )
     metrics = "".join(f", {name} {value:.3f}" for name, value in record["metrics"].items())
-    return f"{path}: trained on {record['dataset']} ({len(record['cases'])} cases), epoch {record['epoch']}{metrics}."
+    terms = f" Terms: {record['license']}." if "license" in record else ""
+    return f"{path}: trained on {record['dataset']} ({len(record['cases'])} cases), epoch {record['epoch']}{metrics}.{terms}"
 
 
 def arguments_of(network: nn.Module) -> dict[str, Any] | None:
