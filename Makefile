@@ -5,6 +5,8 @@
 # make test-clients   MONAI Label, exports, federated learning: installs an environment of gigabytes first
 # make bench          speed and memory beside other networks and nnU-Net, on a CPU; installs an environment of its own first
 # make package        dist/<name>_v<version>.zip of the bundle with its weights and a bill of materials
+# make hugging_face   dist/hugging_face, the package as a repository with a page; says how to publish it
+# make weights   the shipped weights again, in runs/weights: 3 hours of one core, needs BRATS=<cases> CHAOS=<cases>
 # make lock           requirements-lock.txt anew, of today's newest versions
 # make reference      docs/reference anew, from the configs and the code
 # make audit          known vulnerabilities of what is locked; needs PyPI's advisories
@@ -24,7 +26,7 @@ SBOM := bundle/docs/sbom.cdx.json
 RESOLVE = echo $(TORCH) | $(BIN)/uv pip compile --quiet --python $(BIN)/python --constraint requirements-lock.txt \
 	--no-header --no-annotate
 
-.PHONY: demo test test-slow test-clients bench package lock reference audit lint clean
+.PHONY: demo test test-slow test-clients bench package hugging_face weights both_data_sets lock reference audit lint clean
 .DELETE_ON_ERROR:
 
 $(VENV)/installed: requirements-lock.txt
@@ -67,6 +69,46 @@ $(VENV)-bench/installed: requirements-lock.txt benchmarks/requirements.txt
 
 package: $(VENV)/installed $(SBOM)
 	$(BIN)/python tools/package.py
+
+hugging_face: $(VENV)/installed $(SBOM)
+	$(BIN)/python tools/hugging_face.py
+	@echo 'To publish: hf upload <organization>/missu_brats_mri_segmentation dist/hugging_face . --commit-message "Version <version>"'
+
+# Each by a command of its own, such as `make runs/weights/liver.pt CHAOS=/data/chaos_t2spir`. Nothing in bundle/models is
+# touched; a training that stopped is begun again. Times are of one core with AVX512-BF16.
+MADE := runs/weights
+GLIOMAS := cd bundle && PYTHONPATH=. $(BIN)/python ../experiments/gliomas.py
+FROM_BUNDLE := ../$(MADE)
+
+weights: both_data_sets $(MADE)/synthetic.pt $(MADE)/model.pt $(MADE)/liver.pt
+	@echo 'Done: score them (bundle/docs/README.md has the commands) before they replace those of bundle/models.'
+
+both_data_sets:
+	@test -d "$(BRATS)" && test -d "$(CHAOS)" || { echo 'Give two folders of cases: make weights BRATS=<BraTS 2018> CHAOS=<T2-SPIR>'; exit 1; }
+
+# 97 minutes
+$(MADE)/synthetic.pt: $(VENV)/installed
+	@echo 'Training on drawn brains takes hours.'
+	mkdir -p $(MADE)
+	$(GLIOMAS) train --steps 8000 --output $(FROM_BUNDLE)/synthetic.pt
+
+# 9 minutes
+$(MADE)/tuned.pt: $(MADE)/synthetic.pt
+	$(GLIOMAS) finetune --steps 750 --init $(FROM_BUNDLE)/synthetic.pt --dataset_dir $(abspath $(BRATS)) --output $(FROM_BUNDLE)/tuned.pt
+
+$(MADE)/model.pt: $(MADE)/tuned.pt
+	$(GLIOMAS) average --init $(FROM_BUNDLE)/synthetic.pt --weights $(FROM_BUNDLE)/tuned.pt --output $(FROM_BUNDLE)/model.pt
+
+# 33 minutes. What is validated once, at the end, are the cases of the training: a training without any is refused.
+$(MADE)/liver.pt: $(VENV)/installed
+	mkdir -p $(MADE)
+	$(RUN) scripts datalist --dataset_dir $(abspath $(CHAOS)) --modalities "['t2spir']" --validation_fraction 0 \
+		--testing_fraction 0 --output $(FROM_BUNDLE)/liver_list.json
+	$(RUN) monai.bundle run training --config_file "['configs/train.json','configs/bfloat16.json','configs/chaos.json','configs/chaos_cpu.json']" \
+		--dataset_dir $(abspath $(CHAOS)) --data_list_file_path $(FROM_BUNDLE)/liver_list.json --modalities "['t2spir']" \
+		--validate#split training --max_epochs 125 --val_interval 125 --ckpt_dir $(FROM_BUNDLE)/liver
+	$(BIN)/python tools/ship.py --checkpoint $(MADE)/liver/model_final.pt --output $@ --settings "{'spacing_mm': [2.5, 2.5, 7.7]}" \
+		--dataset 'CHAOS, T2-SPIR, 15 open cases' --license 'CC BY-NC-SA 4.0'
 
 # Of what the bundle needs, in the locked versions, on the Python of the environment.
 $(SBOM): $(VENV)/installed requirements.txt requirements-lock.txt

@@ -1,6 +1,6 @@
 """Weights that segment gliomas: trained on drawn brains alone, then fine-tuned on a few real ones.
 
-    cd bundle
+    cd bundle && export PYTHONPATH=.
     python ../experiments/gliomas.py train --output synthetic.pt --steps 8000
     python ../experiments/gliomas.py finetune --init synthetic.pt --dataset_dir BRATS --output tuned.pt --steps 750
     python ../experiments/gliomas.py average --init synthetic.pt --weights tuned.pt --output model.pt
@@ -14,27 +14,43 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import random
+import shlex
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
-from monai.inferers import SlidingWindowInferer
 from monai.losses import DiceCELoss
 from monai.transforms import Compose, CropForegroundd, EnsureTyped, Orientationd
 
-from scripts.data import LoadImageCased, NormalizeChannelsd, SpacingOfKeysd, ValuesToClassesd, is_nonzero
+from scripts.data import (
+    LoadImageCased,
+    NormalizeChannelsd,
+    RemoveSmallPiecesd,
+    SpacingOfKeysd,
+    ValuesToClassesd,
+    is_nonzero,
+)
 from scripts.data.cases import LABEL, list_cases
+from scripts.data.labels import regions
+from scripts.evaluation.surfaces import hd95_mm
 from scripts.files import whole_file
+from scripts.inference import AdaptiveInferer
 from scripts.networks import MISSU
 from scripts.sources.gliomas import MODALITIES, SPACING_MM, draw_glioma
+from scripts.weights.checkpoints import write_state
+from scripts.weights.record import arguments_of, read_record, record_of, write_record
 
 SIDE = 64  # of a crop
 FOLDS = 3
+DROP = 0.4  # probability of a crop without some modalities, of the training on drawn brains
+MIN_PIECE = 0.15  # as in the shipped records
+DRAWN = "synthetic gliomas"
 Case = tuple[torch.Tensor, torch.Tensor]  # image (4, H, W, D) z-scored, classes (H, W, D)
 
 
@@ -192,10 +208,25 @@ def fit(
     return average
 
 
-def save(weights: dict[str, torch.Tensor], path: Path) -> None:
-    """In float16: half the size, and the same masks."""
-    with whole_file(path) as file:
-        torch.save({name: value.half() for name, value in weights.items()}, file)
+def save(network: MISSU, weights: dict[str, torch.Tensor], path: Path, dataset: str, cases: Sequence[str]) -> None:
+    """In float16: half the size, and the same masks. With the record that ``inference.json`` takes its knobs from."""
+    write_state({name: value.half() for name, value in weights.items()}, path, outdated=record_of(path))
+    settings = {
+        "label_convention": "brats2018",
+        "modalities": list(MODALITIES),
+        "spacing_mm": [SPACING_MM] * 3,
+        "intensities": {},
+        "roi_size": [SIDE] * 3,
+        "regions": {name: list(classes) for name, classes in regions("brats2018").items()},
+        "stretch": 1.5,
+        "invert_logits": True,
+        "largest_component_of": [],
+        "min_piece": MIN_PIECE,
+        "modality_dropout": DROP,
+        "network": arguments_of(network),
+    }
+    record = {"dataset": dataset, "cases": sorted(cases), "settings": settings, "epoch": 1, "metrics": {}}
+    write_record(path, {**record, "command": shlex.join(sys.argv)})
 
 
 def network_of(path: Path | None, seed: int = 0) -> MISSU:
@@ -221,20 +252,55 @@ def dice(prediction: torch.Tensor, truth: torch.Tensor) -> float:
 
 
 @torch.inference_mode()
-def score(network: MISSU, case: dict, missing: tuple[int, ...] = ()) -> list[float]:
-    """Dice of WT, TC and ET at 1 mm; an empty region counts 1 or 0."""
-    image = case["image"].clone()
-    image[list(missing)] = 0
-    infer = SlidingWindowInferer((SIDE,) * 3, overlap=0.5, mode="gaussian")
-    logits = infer(image[None], network.eval())
-    classes = to_fine(logits, case["fine"].shape).argmax(0)
-    of = (lambda c: c > 0), (lambda c: (c == 1) | (c == 3)), (lambda c: c == 3)
-    return [dice(region(classes), region(case["fine"])) for region in of]
+def segment(network: MISSU, image: torch.Tensor, stretch: float) -> torch.Tensor:
+    """Logits (1, C, h, w, d) of an image at 2 mm, in bfloat16; ``stretch`` as in ``inference.json``."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return AdaptiveInferer((SIDE,) * 3, stretch, overlap=0.5)(image[None], network.eval()).float()
+
+
+def regions_of(classes: torch.Tensor) -> list[torch.Tensor]:
+    """WT, TC and ET."""
+    return [classes > 0, (classes == 1) | (classes == 3), classes == 3]
+
+
+def score(network: MISSU, case: dict, stretch: float, min_pieces: Sequence[float]) -> Iterator[list[float]]:
+    """For each ``min_piece`` it, Dice of WT, TC and ET at 1 mm, an empty region counts 1 or 0, and HD95 in mm."""
+    classes = to_fine(segment(network, case["image"], stretch), case["fine"].shape).argmax(0, keepdim=True)
+    for min_piece in min_pieces:
+        kept = RemoveSmallPiecesd("pred", "brats2018", min_piece)({"pred": MetaTensor(classes.to(torch.uint8))})["pred"]
+        pairs = list(zip(regions_of(kept.as_tensor()[0]), regions_of(case["fine"]), strict=True))
+        yield [
+            min_piece,
+            *(dice(*pair) for pair in pairs),
+            *(hd95_mm(*(mask.numpy() for mask in pair), spacing_mm=(1, 1, 1)) for pair in pairs),
+        ]
+
+
+def score_subsets(network: MISSU, cases: dict[str, dict], stretch: float) -> Iterator[list]:
+    """Mean Dice of WT, TC and ET with each subset of the modalities, the others zero."""
+    for bits in range(1, 2 ** len(MODALITIES)):
+        kept = [bool(bits >> channel & 1) for channel in range(len(MODALITIES))]
+        dices = []
+        for case in cases.values():
+            image = case["image"] * torch.tensor(kept).view(-1, 1, 1, 1)
+            classes = to_fine(segment(network, image, stretch), case["fine"].shape).argmax(0)
+            pairs = zip(regions_of(classes), regions_of(case["fine"]), strict=True)
+            dices.append([dice(*pair) for pair in pairs])
+        names = "+".join(name for name, is_kept in zip(MODALITIES, kept) if is_kept)
+        yield [names, *torch.tensor(dices).mean(0).tolist()]
+
+
+def write_table(path: Path, head: Sequence[str], rows: Iterable[Sequence]) -> None:
+    with whole_file(path) as temporary, temporary.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(head)
+        for row in rows:
+            table.writerow([f"{value:.4f}" if isinstance(value, float) else value for value in row])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["train", "finetune", "average", "score"])
+    parser.add_argument("what", choices=["train", "finetune", "average", "score", "subsets"])
     parser.add_argument("--output", type=Path, required=True, help="weights, or the table of scores")
     parser.add_argument(
         "--init", type=Path, help="weights to fine-tune, or to average; without them a network from scratch"
@@ -245,6 +311,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--learning_rate", type=float, help="default: 1e-3, and 3e-4 for fine-tuning")
     parser.add_argument("--drawn_fraction", type=float, default=0.4, help="drawn brains among those of fine-tuning")
+    parser.add_argument("--num_cases", type=int, help="fine-tunes on the first so many of the cases that are left")
+    parser.add_argument("--stretch", type=float, default=1.5, help="for scores; 1: windows of 64^3")
+    parser.add_argument("--min_piece", type=float, nargs="+", default=[0.0], help="for scores")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -257,10 +326,11 @@ def main() -> None:
         def crop_of_drawn(rng: random.Random) -> Case:
             return cropped(draw(rng), rng)
 
-        average = fit(network, crop_of_drawn, arguments.steps, rate, 0.15, 0.4, 0.998, arguments.seed, log)
-        save(average, arguments.output)
+        average = fit(network, crop_of_drawn, arguments.steps, rate, 0.15, DROP, 0.998, arguments.seed, log)
+        save(network, average, arguments.output, DRAWN, [])
     elif arguments.what == "finetune":
         cases = real_cases(arguments.dataset_dir, arguments.fold, held_out=False)
+        cases = dict(list(cases.items())[: arguments.num_cases])
 
         def mixed(rng: random.Random) -> Case:
             if rng.random() < arguments.drawn_fraction:
@@ -272,18 +342,27 @@ def main() -> None:
         network = network_of(arguments.init, arguments.seed)
         rate = arguments.learning_rate or (3e-4 if arguments.init else 1e-3)
         average = fit(network, mixed, arguments.steps, rate, 0.2, 0.15, 0.99, arguments.seed, log)
-        save(average, arguments.output)
-        arguments.output.with_suffix(".cases.json").write_text(json.dumps(sorted(cases), indent=2) + "\n")
+        dataset = arguments.dataset_dir.name + (f", after {DRAWN}" if arguments.init else "")
+        save(network, average, arguments.output, dataset, list(cases))
     elif arguments.what == "average":
-        first, second = (network_of(path).state_dict() for path in (arguments.init, arguments.weights))
-        save({name: (first[name] + second[name]) / 2 for name in first}, arguments.output)
+        networks = [network_of(path) for path in (arguments.init, arguments.weights)]
+        first, second = (network.state_dict() for network in networks)
+        record = read_record(arguments.weights)
+        if record is None:
+            parser.error(f"the weights {arguments.weights} should have a record")
+        weights = {name: (first[name] + second[name]) / 2 for name in first}
+        save(networks[0], weights, arguments.output, record["dataset"], record["cases"])
     else:
         network = network_of(arguments.weights)
-        with whole_file(arguments.output) as path, path.open("w", newline="") as file:
-            table = csv.writer(file)
-            table.writerow(["case", "wt", "tc", "et"])
-            for name, case in real_cases(arguments.dataset_dir, arguments.fold, held_out=True).items():
-                table.writerow([name, *(f"{value:.4f}" for value in score(network, case))])
+        cases = real_cases(arguments.dataset_dir, arguments.fold, held_out=True)
+        if arguments.what == "subsets":
+            rows = score_subsets(network, cases, arguments.stretch)
+            write_table(arguments.output, ["modalities", "wt", "tc", "et"], rows)
+        else:
+            head = ["case", "min_piece", "wt", "tc", "et", "hd95_wt", "hd95_tc", "hd95_et"]
+            of_case = partial(score, network, stretch=arguments.stretch, min_pieces=arguments.min_piece)
+            rows = ([name, *row] for name, case in cases.items() for row in of_case(case))
+            write_table(arguments.output, head, rows)
 
 
 if __name__ == "__main__":

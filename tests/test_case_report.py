@@ -16,7 +16,8 @@ import pytest
 from matplotlib.image import imread
 
 from scripts.__main__ import main
-from scripts.pictures.case_report import find_lesions, outermost, plane_of
+from scripts.data.labels import outermost
+from scripts.pictures.case_report import find_lesions, plane_of
 from scripts.pictures.picture import ShownCase
 
 VOXEL_ML = 1.5 * 1.25 * 2 / 1000

@@ -21,7 +21,7 @@ from scripts.weights import WeightsSaver
 CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
 RECORDED = (
     *("modalities", "network_modalities", "spacing_mm", "intensities", "roi_size", "stretch"),
-    *("invert_logits", "largest_component_of", "contract"),
+    *("invert_logits", "largest_component_of", "min_piece", "contract"),
 )
 
 
@@ -114,7 +114,17 @@ def test_the_last_epoch_is_validated_whatever_their_number():
 
 def test_what_stands_twice_is_the_same():
     train, inference, evaluate = load("train.json"), load("inference.json"), load("evaluate.json")
-    for key in ("device", "amp", "network", "normalize", "zero_missing", "discretize", "refine"):
+    for key in (
+        "device",
+        "amp",
+        "network",
+        "normalize",
+        "zero_missing",
+        "discretize",
+        "largest_component",
+        "small_pieces",
+        "refine",
+    ):
         assert train[key] == inference[key], key
     network = {key.split("#")[1]: value for key, value in evaluate.items() if key.startswith("network_def#")}
     assert train["network_def"] | network == inference["network_def"]

@@ -15,7 +15,9 @@ from scripts.data import SeededDataset
 from scripts.data.seeded import Sample
 from scripts.errors import InputError
 from scripts.sources import DrawGliomad, synthetic_cases
-from scripts.sources.gliomas import MODALITIES, case_seed, draw_glioma, main, write_cases
+from scripts.sources.drawn import case_seed
+from scripts.sources.gliomas import MODALITIES, draw_glioma, write_cases
+from scripts.sources.gliomas.cases import main
 
 NCR, ED, ET = 1, 2, 3
 

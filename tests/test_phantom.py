@@ -176,9 +176,9 @@ def test_an_interrupted_case_leaves_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--shape", "[31,40,40]"], "at least 32 voxels, not (31, 40, 40)"),
-        (["--num_cases", "0"], "num_cases should be 1 or more, not 0"),
-        (["--seed", "-1"], "seed should be 0 or more, not -1"),
+        (["--shape", "[31,40,40]"], "at least 32 voxels, got (31, 40, 40)"),
+        (["--num_cases", "0"], "num_cases should be 1 or more, got 0"),
+        (["--seed", "-1"], "seed should be 0 or more, got -1"),
     ],
     ids=["small side", "no case", "negative seed"],
 )

@@ -45,7 +45,7 @@ def test_rooms_import_downwards_only(room):
     if room is None:  # the foundation; the door opens rooms by name, when they are asked for
         files, allowed = list(SCRIPTS.glob("*.py")), set()
     else:
-        files, allowed = list((SCRIPTS / room).glob("*.py")), MAY_IMPORT[room] | {room}
+        files, allowed = list((SCRIPTS / room).rglob("*.py")), MAY_IMPORT[room] | {room}
     assert files
     assert {file.name: rooms for file in files if (rooms := imported_rooms(file) - allowed)} == {}
 

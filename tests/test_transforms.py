@@ -22,6 +22,7 @@ from scripts.data.transforms import (
     LargestLogitd,
     NormalizeChannelsd,
     RandModalityDropoutd,
+    RemoveSmallPiecesd,
     SpacingOfKeysd,
     ValuesToClassesd,
     ZeroMissingd,
@@ -549,3 +550,48 @@ def test_what_is_dropped_is_not_dropped_in_the_cache():
     transform = RandModalityDropoutd("image", 1.0).set_random_state(seed=0)
     assert any(not bool(transform({"image": image})["image"].all()) for _ in range(5))
     assert bool(image.all())
+
+
+def pieces(*boxes: tuple[int, int, int]) -> MetaTensor:
+    """Classes (1, 12, 4, 4) of 2 mm voxels: from a first to a last row, each row of 16 voxels, of one class."""
+    classes = torch.zeros(1, 12, 4, 4, dtype=torch.uint8)
+    for first, last, number in boxes:
+        classes[0, first:last] = number
+    return MetaTensor(classes, affine=torch.diag(torch.tensor([2.0, 2, 2, 1])), meta={"case_id": "p1"})
+
+
+@pytest.mark.parametrize(
+    ("min_piece", "kept"),
+    [(0.0, 16 * 7), (0.2, 16 * 7), (0.3, 16 * 6), (0.5, 16 * 6), (0.6, 16 * 4), (1.0, 16 * 4)],
+)
+def test_pieces_below_a_share_of_the_largest_are_left_out(min_piece, kept, caplog):
+    """A tumor of 3 rows of edema and 1 of core, apart from it 2 rows of core and 1 of edema: 64, 32 and 16 voxels."""
+    before = pieces((0, 3, 2), (3, 4, 3), (6, 8, 1), (10, 11, 2))
+    after = RemoveSmallPiecesd("pred", "brats2023", min_piece)({"pred": before})["pred"]
+    assert int((after > 0).sum()) == kept
+    assert torch.equal(after[0, :4], before[0, :4]), "the largest stays, with all of its classes"
+    assert int((before > 0).sum()) == 16 * 7
+    said = [record.getMessage() for record in caplog.records]
+    if kept == 16 * 7:
+        assert said == []
+    else:
+        count, ml = (1, 0.13) if kept == 16 * 6 else (2, 0.38)  # 16 and 48 voxels of 8 mm3
+        [sentence] = said
+        assert sentence.startswith(f"Case p1: {count} of 3 piece(s) of wt are left out, {ml} ml together")
+
+
+def test_pieces_touch_by_corners_and_each_organ_has_its_largest():
+    classes = torch.zeros(1, 6, 6, 6, dtype=torch.uint8)
+    classes[0, :2, :2, :2] = 1
+    classes[0, 2, 2, 2] = 1  # by a corner: the same piece
+    classes[0, 5, 5, 5] = 2  # small, but all of its organ there is
+    organs = {"labels": {"background": 0, "liver": 1, "spleen": 2}}
+    after = RemoveSmallPiecesd("pred", organs, 1.0)({"pred": MetaTensor(classes)})["pred"]
+    assert torch.equal(after.as_tensor(), classes)
+    empty = RemoveSmallPiecesd("pred", organs, 1.0)({"pred": MetaTensor(torch.zeros_like(classes))})["pred"]
+    assert not empty.any()
+
+
+def test_a_share_is_from_0_to_1():
+    with pytest.raises(InputError, match=r"min_piece should be from 0 to 1, got 1\.5"):
+        RemoveSmallPiecesd("pred", "brats2023", 1.5)

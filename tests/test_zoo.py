@@ -20,6 +20,7 @@ import torch
 
 from scripts.networks import MISSU
 from scripts.sources.phantom import write_phantoms
+from scripts.weights.record import read_record
 
 ROOT = Path(__file__).parents[1]
 NAME = "missu_brats_mri_segmentation"
@@ -144,9 +145,10 @@ def test_no_package_without_weights(bundle, tmp_path):
 def test_all_weights_with_a_record_are_packed_and_no_others(bundle, tmp_path):
     write_weights(bundle, "synthetic", b"other weights")
     (bundle / "models" / "mine.pt").write_bytes(b"of a training")
+    (bundle / "models" / "synthetic.LICENSE").write_text("terms of its own")
     with zipfile.ZipFile(package(bundle, tmp_path / "dist").stdout.strip()) as archive:
         packed = [name for name in archive.namelist() if "/models/" in name]
-    names = ("model.json", "model.pt", "synthetic.json", "synthetic.pt")
+    names = ("model.json", "model.pt", "synthetic.LICENSE", "synthetic.json", "synthetic.pt")
     assert packed == [f"{NAME}/models/{name}" for name in names]
 
 
@@ -168,6 +170,50 @@ def test_what_is_over_25_mb_is_listed_with_its_sha256(bundle, tmp_path):
     digest = hashlib.sha256(weights).hexdigest()
     entry = ['path: "models/model.pt"', 'url: ""', f'hash_val: "{digest}"', 'hash_type: "sha256"']
     assert [line.strip(" -") for line in listed if not line.startswith("#")] == ["large_files:", *entry]
+
+
+def test_the_page_for_hugging_face_has_the_card_and_what_the_site_reads(bundle, tmp_path):
+    command = [
+        sys.executable,
+        ROOT / "tools" / "hugging_face.py",
+        "--bundle",
+        bundle,
+        "--output_dir",
+        tmp_path / "dist",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    folder = Path(done.stdout.strip())
+    assert folder == tmp_path / "dist" / "hugging_face", done.stderr
+    _, head, card = (folder / "README.md").read_text().split("---\n", 2)
+    assert card.strip() == (BUNDLE / "docs" / "README.md").read_text().strip()
+    told = json.loads(head)  # JSON is YAML
+    assert (told["library_name"], told["pipeline_tag"]) == ("monai", "image-segmentation")
+    assert (folder / told["license_link"]).is_file()
+    metadata = json.loads(Path(METADATA).read_text())
+    results = told["model-index"][0]["results"]
+    assert {
+        result["dataset"]["name"]: {metric["name"]: metric["value"] for metric in result["metrics"]}
+        for result in results
+    } == metadata["eval_metrics"]
+    assert (folder / "models" / "model.pt").read_bytes() == (bundle / "models" / "model.pt").read_bytes()
+    assert subprocess.run(command, capture_output=True, timeout=120).returncode == 0  # made anew
+
+
+def test_weights_are_shipped_in_float16_with_the_terms_of_their_data(bundle, network, tmp_path):
+    output = tmp_path / "shipped.pt"
+    command = [sys.executable, ROOT / "tools" / "ship.py", "--checkpoint", bundle / "models" / "model.pt"]
+    command += ["--output", output, "--dataset", "D", "--license", "L", "--settings", "{'min_piece': 0.1}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    weights = torch.load(output, weights_only=True)
+    for name, value in network.state_dict().items():
+        assert torch.equal(weights[name], value.half() if value.is_floating_point() else value)
+    record = read_record(output)  # checks the sha256
+    assert (record["dataset"], record["license"], record["settings"]) == ("D", "L", {"min_piece": 0.1})
+    (bundle / "models" / "model.json").unlink()
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert refused.returncode == 1
+    assert "should have a record" in refused.stderr
 
 
 def test_unpacked_it_segments_in_an_empty_folder(bundle, tmp_path):

@@ -31,6 +31,8 @@ def shipped(bundle: Path) -> Iterator[Path]:
                 yield path
     for weights in weights_of(bundle):
         yield from (weights, weights.with_suffix(".json"))
+        if weights.with_suffix(".LICENSE").is_file():  # of data that has other terms than the bundle
+            yield weights.with_suffix(".LICENSE")
 
 
 def weights_of(bundle: Path) -> list[Path]:

@@ -75,6 +75,10 @@ MEANING = {
     ),
     "invert_logits": "`true` brings logits, not classes, back to the grid of the file: borders stay smooth",
     "largest_component_of": "classes of which the largest connected piece alone stays",
+    "min_piece": (
+        "share of the largest connected piece of a tumor or organ, below which others are left out; 0 keeps all, 1 the "
+        "largest alone. The log tells of each"
+    ),
     "overlap": "of neighboring windows, at least, as a share of `roi_size`",
     "metrics": "columns of the tables, see [scores](../evaluate.md#scores-of-a-case)",
     "allow_training_cases": "`true` lets cases be scored that the weights were trained on",

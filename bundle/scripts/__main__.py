@@ -13,7 +13,7 @@ __all__ = ["COMMANDS", "main"]
 # By the way that a case goes. argparse and not fire behind each: fire runs a command before it finds an unknown flag.
 COMMANDS = {
     "phantom": ("sources.phantom", "draw synthetic cases, quickly"),
-    "gliomas": ("sources.gliomas", "draw synthetic cases that a network can learn real gliomas from"),
+    "gliomas": ("sources.gliomas.cases", "draw synthetic cases that a network can learn real gliomas from"),
     "dicom": ("sources.dicom", "one DICOM series to one NIfTI file"),
     "chaos": ("sources.chaos", "the CHAOS challenge as it is distributed, to cases"),
     "preflight": ("checks.preflight", "what is wrong with a folder of cases"),
@@ -28,6 +28,7 @@ COMMANDS = {
     "score": ("evaluation.score", "score masks that are there already"),
     "subsets": ("evaluation.subsets", "score weights with each subset of their modalities"),
     "small_et": ("evaluation.small_et", "choose the volume below which enhancing tumor is taken for core"),
+    "scan_range": ("inference.scan_range", "store with weights what a scan of their training looks like"),
     "picture": ("pictures.picture", "one case as a picture, in colors or outlines"),
     "report": ("pictures.case_report", "cases and their masks as pages to read: pictures, volumes, warnings, origin"),
     "dicom_seg": ("inference.dicom_seg", "a mask to a DICOM segmentation object of its series"),

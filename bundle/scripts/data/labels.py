@@ -26,6 +26,7 @@ __all__ = [
     "classes_to_values",
     "convention_table",
     "num_classes",
+    "outermost",
     "painting_order",
     "recorded_convention",
     "regions",
@@ -220,6 +221,13 @@ def num_classes(label_convention: Convention) -> int:
 def regions(label_convention: Convention) -> dict[str, tuple[int, ...]]:
     """The regions that are scored, with their classes; for tumors ``tc``, ``wt``, ``et`` and what there is besides."""
     return labels_of(label_convention).regions
+
+
+def outermost(of: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The regions that lie in no other: of a tumor the whole, of organs each."""
+    return {
+        name: classes for name, classes in of.items() if not any(set(classes) < set(other) for other in of.values())
+    }
 
 
 def class_names(label_convention: Convention) -> list[str]:

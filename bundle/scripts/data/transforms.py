@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, RandomizableTransform, Spacingd
+from scipy import ndimage
 
 from ..errors import InputError
 from .labels import (
@@ -18,6 +21,8 @@ from .labels import (
     classes_to_regions,
     classes_to_values,
     convention_table,
+    outermost,
+    regions,
     regions_to_classes,
     values_to_classes,
 )
@@ -29,12 +34,15 @@ __all__ = [
     "NormalizeChannelsd",
     "RandModalityDropoutd",
     "RegionsToClassesd",
+    "RemoveSmallPiecesd",
     "SpacingOfKeysd",
     "ValuesToClassesd",
     "ZeroMissingd",
     "is_nonzero",
     "name_by_case",
 ]
+
+logger = logging.getLogger(__name__)
 
 
 def is_nonzero(image: torch.Tensor) -> torch.Tensor:
@@ -249,6 +257,58 @@ class ClassesToValuesd(ConventionTransform):
         for key in self.key_iterator(d):
             d[key] = classes_to_values(d[key], self.label_convention)
         return d
+
+
+class RemoveSmallPiecesd(ConventionTransform):
+    """Of a prediction's classes (1, H, W, D), pieces far smaller than the largest one become background.
+
+    A piece is connected by faces, edges or corners, within a region that lies in no other: the whole tumor, or one
+    organ. A second focus that is large enough stays. The log says, as a warning, what was left out.
+
+    Args:
+        keys: of predictions.
+        label_convention: names the regions.
+        min_share: of the largest piece's volume, below which a piece is left out; 0 keeps all.
+
+    Raises:
+        InputError: when ``min_share`` is not from 0 to 1.
+    """
+
+    def __init__(self, keys: KeysCollection, label_convention: Convention, min_share: float) -> None:
+        super().__init__(keys, label_convention)
+        if not 0 <= min_share <= 1:
+            raise InputError(f"min_piece should be from 0 to 1, got {min_share}.")
+        self.min_share = min_share
+        self.regions = outermost(regions(label_convention))
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d) if self.min_share else ():
+            kept = d[key].clone()
+            for name, classes in self.regions.items():
+                self.keep(kept, name, classes)
+            d[key] = kept
+        return d
+
+    def keep(self, prediction: MetaTensor, name: str, classes: Sequence[int]) -> None:
+        """Removes the small pieces of one region, in place."""
+        mask = torch.isin(prediction.as_tensor()[0], torch.tensor(classes, device=prediction.device)).numpy(force=True)
+        if not mask.any():
+            return
+        (box,) = ndimage.find_objects(mask.astype(np.uint8))
+        pieces, count = ndimage.label(mask[box], np.ones((3, 3, 3)))
+        sizes = np.bincount(pieces.ravel())[1:]
+        is_small = sizes < self.min_share * sizes.max()
+        if not is_small.any():
+            return
+        small = torch.from_numpy(np.concatenate([[False], is_small])[pieces]).to(prediction.device)
+        prediction.as_tensor()[0][box][small] = 0
+        voxel_ml = float(prediction.pixdim.prod()) / 1000
+        logger.warning(
+            f"Case {prediction.meta.get('case_id')}: {is_small.sum()} of {count} piece(s) of {name} are left out, "
+            f"{sizes[is_small].sum() * voxel_ml:.2f} ml together, each below {self.min_share:g} of the largest of "
+            f"{sizes.max() * voxel_ml:.2f} ml (min_piece)."
+        )
 
 
 class ClassesToRegionsd(ConventionTransform):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .cases import CaseDataset, CaseEvaluator
 from .inferer import AdaptiveInferer, Bfloat16Inferer
 from .record import MaskRecord
+from .scan_range import ScanRangeWarning
 from .writer import AtomicNibabelWriter, MaskLayout
 
 __all__ = [
@@ -15,4 +16,5 @@ __all__ = [
     "CaseEvaluator",
     "MaskLayout",
     "MaskRecord",
+    "ScanRangeWarning",
 ]

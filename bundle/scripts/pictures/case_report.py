@@ -28,7 +28,7 @@ from ..arguments import listed
 from ..checks.faults import Fault
 from ..checks.preflight import preflight
 from ..data.cases import LABEL, MODALITIES, WHOLE, Case, find_cases
-from ..data.labels import Convention, regions
+from ..data.labels import Convention, outermost, regions
 from ..data.loading import CT
 from ..errors import InputError
 from ..evaluation.lesions import TOUCHING
@@ -61,13 +61,6 @@ def plane_of(volume: np.ndarray, plane: str, index: int) -> np.ndarray:
     if plane == "coronal":
         return volume[::-1, index, ::-1].T
     return volume[index, ::-1, ::-1].T
-
-
-def outermost(of: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """The regions that lie in no other: of a tumor the whole, of organs each."""
-    return {
-        name: classes for name, classes in of.items() if not any(set(classes) < set(other) for other in of.values())
-    }
 
 
 def find_lesions(case: ShownCase, of_regions: Mapping[str, tuple[int, ...]]) -> list[dict[str, Any]]:

@@ -1,7 +1,9 @@
 """Seeded four-modality "glioma" phantoms in BraTS layout: synthetic data for the demo and the tests.
 
-A phantom is drawn, not measured. It shows what a segmentation network has to cope with (folded grey matter, ventricles,
-a tumor of three tissues, contrasts that differ by modality, bias field, noise), and says nothing about real scans.
+A phantom is drawn, not measured, in milliseconds and at any size, without a template: for a network that is to segment
+real gliomas there are the slower ones of ``scripts/sources/gliomas``. It shows what a segmentation network has to cope
+with (folded grey matter, ventricles, a tumor of three tissues, contrasts that differ by modality, bias field, noise),
+and says nothing about real scans.
 
     cd bundle && python -m scripts phantom --output_dir DIR --num_cases 24 --shape "[80,96,80]" --seed 0
 """
@@ -9,19 +11,15 @@ a tumor of three tissues, contrasts that differ by modality, bias field, noise),
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from scipy import fft, ndimage
-from tqdm import tqdm
 
 from ..arguments import listed
-from ..errors import InputError
+from .drawn import check_drawn, write_drawn
 
-MIN_SIDE = 32  # below this the enhancing rim is thinner than a voxel
 FIELD_OF_VIEW_MM = 192.0
 NOISE_LIMIT = 2.5  # smooth noise is clipped here, so that a deformed boundary has a known reach
 
@@ -131,14 +129,6 @@ def _acquire(tissue: np.ndarray, signals: Sequence[float], rng: np.random.Genera
     return np.where(tissue == OUTSIDE, 0, np.clip(np.rint(signal), 1, np.iinfo(np.int16).max)).astype(np.int16)
 
 
-def _check(seed: int, shape: Sequence[int]) -> None:
-    """Refuse what no phantom can be drawn from."""
-    if seed < 0:
-        raise InputError(f"seed should be 0 or more, not {seed}.")
-    if len(shape) != 3 or min(shape) < MIN_SIDE:
-        raise InputError(f"shape should be three sides of at least {MIN_SIDE} voxels, not {tuple(shape)}.")
-
-
 def make_phantom(seed: int, shape: Sequence[int]) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Draw one phantom. The same seed and shape give the same bytes, whatever the global random state.
 
@@ -153,7 +143,7 @@ def make_phantom(seed: int, shape: Sequence[int]) -> tuple[dict[str, np.ndarray]
     Raises:
         InputError: when `seed` is negative or `shape` is not three sides of at least 32.
     """
-    _check(seed, shape)
+    check_drawn(seed, shape)
     rng = np.random.default_rng(seed)
     tissue = _draw_tissue(rng, tuple(shape))
     images = {modality: _acquire(tissue, signals, rng) for modality, signals in SIGNALS.items()}
@@ -175,8 +165,7 @@ def lps_affine(shape: Sequence[int]) -> np.ndarray:
 def write_phantoms(output_dir: str | Path, num_cases: int, shape: Sequence[int], seed: int = 0) -> list[Path]:
     """Write `phantom_000/phantom_000_{t1,t1ce,t2,flair,seg}.nii.gz` and so on under `output_dir`.
 
-    A case depends on `seed`, its number and `shape` only, so a larger `num_cases` repeats the cases of a smaller one.
-    A case folder appears complete or not at all, and nothing is overwritten.
+    As :func:`~scripts.sources.drawn.write_drawn` does.
 
     Args:
         output_dir: made when missing.
@@ -191,27 +180,13 @@ def write_phantoms(output_dir: str | Path, num_cases: int, shape: Sequence[int],
         InputError: when one of the case folders exists; nothing has been written then.
         InputError: when an argument is out of range.
     """
-    if num_cases < 1:
-        raise InputError(f"num_cases should be 1 or more, not {num_cases}.")
-    _check(seed, shape)
-    output_dir = Path(output_dir)
-    folders = [output_dir / f"phantom_{number:03d}" for number in range(num_cases)]
-    for folder in folders:
-        if folder.exists():
-            raise InputError(f"{folder} exists already, and phantoms overwrite nothing.")
-    for number, folder in enumerate(tqdm(folders, desc="phantoms", unit="case", disable=None)):
-        case_seed = int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0])
+    check_drawn(seed, shape)
+
+    def draw(case_seed: int) -> dict[str, np.ndarray]:
         images, label = make_phantom(case_seed, shape)
-        output_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".phantom_", dir=output_dir) as staging:
-            unfinished = Path(staging) / folder.name
-            unfinished.mkdir()
-            for suffix, volume in {**images, "seg": label}.items():
-                image = nib.Nifti1Image(volume, lps_affine(shape))
-                image.header.set_xyzt_units("mm")
-                nib.save(image, unfinished / f"{folder.name}_{suffix}.nii.gz")
-            unfinished.rename(folder)
-    return folders
+        return {**images, "seg": label}
+
+    return write_drawn(output_dir, "phantom", num_cases, seed, draw, lps_affine(shape))
 
 
 def main(argv: Sequence[str]) -> None:

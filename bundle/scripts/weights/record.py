@@ -170,7 +170,9 @@ def describe(path: str | Path) -> str:
             "Knobs that are not given have the config's defaults."
         )
     metrics = "".join(f", {name} {value:.3f}" for name, value in record["metrics"].items())
-    return f"{path}: trained on {record['dataset']} ({len(record['cases'])} cases), epoch {record['epoch']}{metrics}."
+    of = f"{record['dataset']} ({len(record['cases'])} cases)"
+    terms = f" Terms: {record['license']}." if "license" in record else ""
+    return f"{path}: trained on {of}, epoch {record['epoch']}{metrics}.{terms}"
 
 
 def arguments_of(network: nn.Module) -> dict[str, Any] | None:
