@@ -90,13 +90,14 @@ class Comparison:
         if not self.raw.exists():
             names = ["--modalities", str(self.modalities()), "--label_convention", convention]
             self.call(self.runs / "raw.log", [*door, "to_nnunet", *given, *names, "--output_dir", self.raw])
-        preprocessed = self.runs / "nnUNet_preprocessed" / self.raw.name
-        splits = preprocessed / "splits_final.json"
-        if not splits.exists():
+        done = self.runs / "preprocessed"
+        if not done.exists():
             entry = self.nnunet_python.parent / "nnUNetv2_plan_and_preprocess"
             command = [self.nnunet_python, entry, "-d", 1, "-c", "3d_fullres", "-np", 1, "-npfp", 1]
             self.call(self.runs / "preprocess.log", command)
+            splits = self.runs / "nnUNet_preprocessed" / self.raw.name / "splits_final.json"
             splits.write_text((self.raw / "splits_final.json").read_text())
+            done.touch()
 
     def run(self, stages: Sequence[str], seeds: Sequence[int], results: Path) -> None:
         if "plans" in stages:

@@ -13,7 +13,15 @@ from test_workflows import BUNDLE, SMALL, configs, run
 
 from scripts.__main__ import main
 from scripts.errors import InputError
-from scripts.training.plan import bytes_of, fit_memory, ordered_axes, plan_crop, plan_spacing
+from scripts.training.plan import (
+    Speed,
+    bytes_of,
+    fit_memory,
+    ordered_axes,
+    plan_crop,
+    plan_schedule,
+    plan_spacing,
+)
 
 TRAIN = str(BUNDLE / "configs" / "train.json")
 SHAPE = np.array([[256, 256, 36]] * 4)
@@ -58,6 +66,24 @@ def test_what_does_not_fit_gets_smaller():
     assert fit_memory([128, 128, 48], 2, bytes_of([16, 16, 16], 1)) == ([16, 16, 16], 1)
     with pytest.raises(InputError, match=r"A training needs 0\.4 GiB of memory or more, 0\.0 GiB are free"):
         fit_memory([32, 32, 32], 2, 1000.0)
+
+
+@pytest.mark.parametrize(
+    ("num_cases", "per_case", "most_crops", "hours", "expected"),
+    [
+        (300, 1, 4, None, (4, 1000, 75)),  # the paper's, on BraTS
+        (13, 1, 4, None, (4, 1000, 4)),  # few steps, but no hours that would hold more small ones
+        (1000, 1, 2, None, (2, 500, 500)),  # nnU-Net's 250 000 steps
+        (300, 1, 4, 50, (4, 600, 75)),  # a step of four takes 4 s: 45 000 of them
+        (300, 2, 4, 50, (4, 300, 150)),  # two crops of each case
+        (80, 1, 4, 10, (2, 450, 40)),  # 9000 steps of four would fit, or 18 000 of two
+        (80, 1, 1, 10, (1, 450, 80)),
+    ],
+    ids=["paper", "few cases", "many cases", "hours", "crops on classes", "few hours", "no memory"],
+)
+def test_batch_and_epochs(num_cases, per_case, most_crops, hours, expected):
+    schedule = plan_schedule(num_cases, per_case, most_crops, Speed(of_crop=1.0, of_update=0.0, how=""), hours)
+    assert schedule[:3] == expected
 
 
 def test_classes_that_keep_their_order_are_not_flipped():
