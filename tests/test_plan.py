@@ -16,6 +16,7 @@ from scripts.errors import InputError
 from scripts.training.plan import (
     Speed,
     bytes_of,
+    check_classes,
     fit_memory,
     ordered_axes,
     plan_crop,
@@ -84,6 +85,12 @@ def test_what_does_not_fit_gets_smaller():
 def test_batch_and_epochs(num_cases, per_case, most_crops, hours, expected):
     schedule = plan_schedule(num_cases, per_case, most_crops, Speed(of_crop=1.0, of_update=0.0, how=""), hours)
     assert schedule[:3] == expected
+
+
+def test_a_class_that_no_case_has(caplog):
+    names = ["background", "liver", "spleen"]
+    check_classes([{1: np.zeros(3)}, {}], names)
+    assert "No label of 2 cases holds spleen: it will not be learned." in caplog.text
 
 
 def test_classes_that_keep_their_order_are_not_flipped():
@@ -196,9 +203,22 @@ def test_plan_train_score_and_segment(scans, planned, tmp_path):
             [],
             "allows the values 0, 1, the label holds 2.",
         ),
+        (
+            {"channel_names": ["CT"], "labels": LABELS},
+            [],
+            '{root}/dataset.json should name the channels as {{"0": "FLAIR", ..}}, it does not: it has ["CT"].',
+        ),
+        (
+            {"channel_names": {"0": "MRI"}, "labels": {"background": [0, 1, 2], "liver": 5}},
+            [],
+            "The labels should hold liver, those of 1 cases are empty.",
+        ),
         ({"channel_names": {"0": "CT"}, "labels": LABELS}, ["--hours", "1e-9"], "hours should be "),
     ],
-    ids=["no channels", "no labels", "doubled channel", "missing channel", "code", "beyond labels", "no time"],
+    ids=[
+        *("no channels", "no labels", "doubled channel", "missing channel", "code", "beyond labels", "list", "empty"),
+        "no time",
+    ],
 )
 def test_what_keeps_a_plan_from_being_made(tmp_path, content, more, sentence):
     root = tmp_path / "data"

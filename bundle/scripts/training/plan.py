@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,6 +35,8 @@ from ..networks import MISSU
 from .fingerprint import PERCENTILES, find_modalities, read_fingerprint
 
 __all__ = ["make_plan"]
+
+logger = logging.getLogger(__name__)
 
 SAME_SPACING = 1.1
 ANISOTROPIC = 3.0  # nnU-Net's ANISO_THRESHOLD
@@ -224,6 +227,19 @@ def plan_schedule(num_cases: int, per_case: int, most_crops: int, speed: Speed, 
     return schedule
 
 
+def check_classes(centers: Sequence[Mapping[int, np.ndarray]], names: Sequence[str]) -> None:
+    """Tells of classes that no case has, whose channel of the network would learn nothing.
+
+    Raises:
+        InputError: when there is none but the background.
+    """
+    unseen = [name for number, name in enumerate(names) if number and not any(number in of for of in centers)]
+    if len(unseen) == len(names) - 1:
+        raise InputError(f"The labels should hold {' or '.join(unseen)}, those of {len(centers)} cases are empty.")
+    if unseen:
+        logger.warning(f"No label of {len(centers)} cases holds {' or '.join(unseen)}: it will not be learned.")
+
+
 def ordered_axes(centers: Iterable[Mapping[int, np.ndarray]], names: Sequence[str]) -> dict[int, str]:
     """Axes along which two classes lie in one order in nearly all cases, and which: a flip would contradict them."""
     found: dict[int, str] = {}
@@ -260,6 +276,7 @@ def make_plan(
     """
     seen = read_fingerprint(entries, modalities, label_convention)
     names = class_names(label_convention)
+    check_classes(seen.centers, names)
     is_brats = not isinstance(label_convention, Mapping) and label_convention in LABEL_CONVENTIONS
     plan = Plan()
     plan.set("modalities", list(modalities), "The channels that the data set has.")
