@@ -39,6 +39,8 @@ STAGES = ("plans", "trials", "train", "score")
 SIDES = OURS, NNUNET = "missu", "nnunet"
 SPLIT: dict[str, Any] = {"seed": 0, "validation_fraction": 0.05, "testing_fraction": 0.3}
 TRIALS = (1, 3)  # epochs
+# nnU-Net imports all of its networks, and one of them torchvision.
+TORCHVISION = Path(__file__).resolve().parents[1] / "tests" / "monai_label"
 FITTED = Path(__file__).resolve().parent / "nnunet" / "fitted.py"
 
 
@@ -58,8 +60,10 @@ class Comparison:
 
     def call(self, log: Path, command: Sequence[object], **environment: object) -> float:
         """Runs a command, and says how many seconds it took; what it says goes to ``log``."""
-        variables = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYTHONPATH": str(BUNDLE)}
-        variables |= {
+        variables = {
+            **os.environ,
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+            "PYTHONPATH": f"{BUNDLE}{os.pathsep}{TORCHVISION}",
             "nnUNet_raw": str(self.runs / "nnUNet_raw"),
             "nnUNet_preprocessed": str(self.runs / "nnUNet_preprocessed"),
             "nnUNet_results": str(self.runs / "nnUNet_results"),

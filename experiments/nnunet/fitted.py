@@ -14,7 +14,6 @@ import os
 import random
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,8 +28,9 @@ STEPS_PER_EPOCH = 5  # of 250 in nnU-Net: its learning rate falls by the epoch
 class FittedTrainer(nnUNetTrainer):
     """``EPOCHS`` and ``SEED`` come from the environment, as nnU-Net makes its trainers itself."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    # Named one by one: nnU-Net looks up each argument by its name.
+    def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = int(os.environ.get("EPOCHS", self.num_epochs))
         self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = STEPS_PER_EPOCH, 1
         self.logger.plot_progress_png = lambda folder: None
