@@ -23,7 +23,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from run import BUNDLE, RESULTS, RUNS
@@ -33,11 +32,12 @@ from scripts.data.datalist import make_datalist
 from scripts.errors import InputError
 from scripts.evaluation.report import write_csv
 from scripts.files import whole_file
-from scripts.training.plan import find_modalities
+from scripts.training.fingerprint import find_modalities
+from scripts.training.plan import plan_validations
 
 STAGES = ("plans", "trials", "train", "score")
 SIDES = OURS, NNUNET = "missu", "nnunet"
-SPLIT: dict[str, Any] = {"seed": 0, "validation_fraction": 0.05, "testing_fraction": 0.3}
+VALIDATION_FRACTION = 0.05
 TRIALS = (1, 3)  # epochs
 # nnU-Net imports all of its networks, and one of them torchvision.
 TORCHVISION = Path(__file__).resolve().parents[1] / "tests" / "monai_label"
@@ -47,11 +47,12 @@ FITTED = Path(__file__).resolve().parent / "nnunet" / "fitted.py"
 class Comparison:
     """Where the runs of one budget lie, and how the two sides are called."""
 
-    def __init__(self, dataset_dir: Path, minutes: float, nnunet_python: Path, runs: Path) -> None:
+    def __init__(self, dataset_dir: Path, minutes: float, nnunet_python: Path, runs: Path, testing: float) -> None:
         self.dataset_dir = dataset_dir.resolve()
         self.minutes = minutes
         self.nnunet_python = nnunet_python.absolute()
         self.runs = runs.resolve()
+        self.testing_fraction = testing
         self.raw = self.runs / "nnUNet_raw" / f"Dataset001_{self.dataset_dir.name}"
         self.datalist = self.runs / "datalist.json"
 
@@ -84,7 +85,8 @@ class Comparison:
         convention = self.dataset_dir / "dataset.json"
         self.runs.mkdir(parents=True, exist_ok=True)
         if not self.datalist.exists():
-            datalist = make_datalist(self.dataset_dir, **SPLIT, modalities=self.modalities())
+            fractions = {"validation_fraction": VALIDATION_FRACTION, "testing_fraction": self.testing_fraction}
+            datalist = make_datalist(self.dataset_dir, self.modalities(), **fractions)
             self.datalist.write_text(json.dumps(datalist, indent=2) + "\n")
         given = ["--dataset_dir", self.dataset_dir, "--data_list_file_path", self.datalist]
         door = [sys.executable, "-m", "scripts"]
@@ -129,7 +131,9 @@ class Comparison:
             # 0: data are augmented by the process that trains, on one core.
             return self.call(run / "train.log", command, nnUNet_results=run, nnUNet_n_proc_DA=0)
         command = self.workflow("training", run, ["configs/train.json"])
-        return self.call(run / "train.log", [*command, "--max_epochs", epochs, "--seed", seed, "--ckpt_dir", run])
+        epochs, interval = plan_validations(epochs)
+        command += ["--max_epochs", epochs, "--val_interval", interval, "--seed", seed, "--ckpt_dir", run]
+        return self.call(run / "train.log", command)
 
     def workflow(self, name: str, run: Path, configs: Sequence[str]) -> list[object]:
         files = [*configs, str(self.plan)]
@@ -179,6 +183,7 @@ class Comparison:
         else:
             model = next(run.glob("*/FittedTrainer__*"))
             masks = run / "masks"
+            masks.mkdir(exist_ok=True)
             self.call(run / "predict.log", [self.nnunet_python, FITTED, "predict", model, self.raw / "imagesTs", masks])
             truth = run / "truth"
             truth.mkdir(exist_ok=True)
@@ -261,6 +266,7 @@ def main(argv: Sequence[str] | None = None) -> str | None:
     parser.add_argument("--minutes", type=float, default=45, help="of each training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--testing_fraction", type=float, default=0.3, help="of the patients; of all budgets alike")
     parser.add_argument("--runs", type=Path, default=RUNS / "nnunet", help="folder of what is trained, not in git")
     arguments = parser.parse_args(argv)
     try:
@@ -269,9 +275,8 @@ def main(argv: Sequence[str] | None = None) -> str | None:
             results = RESULTS / "nnunet" / f"{name}_{arguments.minutes:g}min"
             if arguments.nnunet_python is None or not arguments.nnunet_python.is_file():
                 raise InputError(f"nnunet_python should be a file, got {arguments.nnunet_python}: make bench makes it.")
-            comparison = Comparison(
-                arguments.dataset_dir, arguments.minutes, arguments.nnunet_python, arguments.runs / name
-            )
+            own = (arguments.minutes, arguments.nnunet_python, arguments.runs / name, arguments.testing_fraction)
+            comparison = Comparison(arguments.dataset_dir, *own)
             comparison.run(arguments.stages, arguments.seeds, results)
         for folder in sorted((RESULTS / "nnunet").glob("*_*min")):
             print(f"{folder.name}\n{report(folder)}")

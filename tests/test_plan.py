@@ -22,6 +22,7 @@ from scripts.training.plan import (
     plan_crop,
     plan_schedule,
     plan_spacing,
+    plan_validations,
 )
 
 TRAIN = str(BUNDLE / "configs" / "train.json")
@@ -72,19 +73,27 @@ def test_what_does_not_fit_gets_smaller():
 @pytest.mark.parametrize(
     ("num_cases", "per_case", "most_crops", "hours", "expected"),
     [
-        (300, 1, 4, None, (4, 1000, 75)),  # the paper's, on BraTS
-        (13, 1, 4, None, (4, 1000, 4)),  # few steps, but no hours that would hold more small ones
-        (1000, 1, 2, None, (2, 500, 500)),  # nnU-Net's 250 000 steps
-        (300, 1, 4, 50, (4, 600, 75)),  # a step of four takes 4 s: 45 000 of them
-        (300, 2, 4, 50, (4, 300, 150)),  # two crops of each case
-        (80, 1, 4, 10, (2, 450, 40)),  # 9000 steps of four would fit, or 18 000 of two
-        (80, 1, 1, 10, (1, 450, 80)),
+        (300, 1, 4, None, (4, 1000, 10, 75)),  # the paper's, on BraTS
+        (13, 1, 4, None, (4, 1000, 10, 4)),  # few steps, but no hours that would hold more small ones
+        (1000, 1, 2, None, (2, 500, 10, 500)),  # nnU-Net's 250 000 steps
+        (300, 1, 4, 50, (4, 600, 10, 75)),  # a step of four takes 4 s: 45 000 of them
+        (300, 2, 4, 50, (4, 300, 10, 150)),  # two crops of each case
+        (80, 1, 4, 10, (2, 450, 10, 40)),  # 9000 steps of four would fit, or 18 000 of two
+        (80, 1, 1, 10, (1, 450, 10, 80)),
+        (80, 1, 2, 0.5, (2, 22 - 1, 7, 40)),  # 22 epochs; after 21 the last of three validations
     ],
-    ids=["paper", "few cases", "many cases", "hours", "crops on classes", "few hours", "no memory"],
+    ids=["paper", "few cases", "many cases", "hours", "crops on classes", "few hours", "no memory", "validated last"],
 )
 def test_batch_and_epochs(num_cases, per_case, most_crops, hours, expected):
     schedule = plan_schedule(num_cases, per_case, most_crops, Speed(of_crop=1.0, of_update=0.0, how=""), hours)
-    assert schedule[:3] == expected
+    assert schedule[:4] == expected
+
+
+@pytest.mark.parametrize(
+    ("epochs", "expected"), [(1, (1, 1)), (10, (10, 10)), (13, (12, 6)), (15, (15, 5)), (97, (96, 8))]
+)
+def test_the_last_epoch_is_validated(epochs, expected):
+    assert plan_validations(epochs) == expected
 
 
 def test_a_class_that_no_case_has(caplog):

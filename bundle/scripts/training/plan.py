@@ -45,6 +45,7 @@ LEAST_SHARE = 0.2  # of a case in a uniform crop; below it, half of the crops ar
 PAPER_EPOCHS, MOST_STEPS, FEW_STEPS = 1000, 250_000, 10_000
 PAPER_RATE, SHORT_RATE = 4e-4, 1e-3
 PAPER_BATCH, SHORT_BATCH = 4, 2  # crops in a step
+VAL_INTERVALS = range(5, 11)  # epochs from one validation to the next
 STRETCH = 1.5
 ORDERED_SHARE, LEAST_ORDERED = 0.98, 10  # of the cases, and how many, for an order of classes to be no chance
 # Peak memory of training the default network in float32 on a CPU, measured from 64^3 to 96^3.
@@ -182,16 +183,24 @@ def measure_speed(crop: Sequence[int], in_channels: int, out_channels: int) -> S
 
 
 class Schedule(NamedTuple):
-    """How long a training is, in steps of ``num_crops``, and why of so many."""
+    """How long a training is, in steps of ``num_crops``, why of so many, and how often it is validated."""
 
     num_crops: int
     epochs: int
+    val_interval: int
     steps_per_epoch: int
     why: str
 
     @property
     def steps(self) -> int:
         return self.epochs * self.steps_per_epoch
+
+
+def plan_validations(epochs: int) -> tuple[int, int]:
+    """The most epochs that end with a validation, which keeps the weights, and how many lie from one to the next."""
+    if epochs <= max(VAL_INTERVALS):
+        return epochs, epochs
+    return max((epochs // interval * interval, interval) for interval in VAL_INTERVALS)
 
 
 def plan_schedule(num_cases: int, per_case: int, most_crops: int, speed: Speed, hours: float | None) -> Schedule:
@@ -216,8 +225,9 @@ def plan_schedule(num_cases: int, per_case: int, most_crops: int, speed: Speed, 
         epochs = min(PAPER_EPOCHS, max(1, MOST_STEPS // steps_per_epoch))
         seconds = speed.of_step(num_crops) * steps_per_epoch
         fitting = epochs if hours is None else int(hours * 3600 / seconds)
-        schedule = Schedule(num_crops, min(epochs, fitting), steps_per_epoch, why)
-        if fitting >= epochs or schedule.steps >= FEW_STEPS:
+        epochs, is_cut = min(epochs, fitting), fitting < epochs
+        schedule = Schedule(num_crops, *plan_validations(epochs), steps_per_epoch, why)
+        if not is_cut or schedule.steps >= FEW_STEPS:
             break
         why = f"not {of_paper}: {hours} hours hold {schedule.steps} of these, less than {FEW_STEPS}"
     if schedule.epochs < 1:
@@ -327,6 +337,11 @@ def make_plan(
         schedule.epochs,
         f"{steps} steps, {schedule.steps_per_epoch} in an epoch of {len(entries)} cases. They take about "
         f"{steps * speed.of_step(num_crops) / 3600:.2g} hours: {speed.how}; loading and validation come on top.",
+    )
+    plan.set(
+        "val_interval",
+        schedule.val_interval,
+        f"Epochs from one validation to the next, at most {max(VAL_INTERVALS)}, so that the last one is validated.",
     )
     rate = SHORT_RATE if steps < FEW_STEPS else PAPER_RATE
     plan.set("learning_rate", rate, f"{SHORT_RATE:g} below {FEW_STEPS} steps, else the paper's {PAPER_RATE:g}.")
