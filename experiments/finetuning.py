@@ -46,11 +46,11 @@ class Task(NamedTuple):
 TASKS = {
     "hippocampus": Task(
         ["configs/bfloat16.json", "configs/hippocampus.json"],
-        {},
+        {"spacing_mm": [-1, -1, -1]},
         ["mri"],
-        {"seed": 0, "validation_fraction": 0.05, "testing_fraction": 0.3},
+        {"seed": 0, "validation_fraction": 0.05, "testing_fraction": 0.15},
         [5, 20],
-        150,
+        100,
     ),
     # Thirteen cases: five to train on leave seven to test on, twenty are not there.
     "gliomas": Task(

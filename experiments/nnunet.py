@@ -278,8 +278,9 @@ def main(argv: Sequence[str] | None = None) -> str | None:
             own = (arguments.minutes, arguments.nnunet_python, arguments.runs / name, arguments.testing_fraction)
             comparison = Comparison(arguments.dataset_dir, *own)
             comparison.run(arguments.stages, arguments.seeds, results)
-        for folder in sorted((RESULTS / "nnunet").glob("*_*min")):
-            print(f"{folder.name}\n{report(folder)}")
+        if "score" in arguments.stages:
+            for folder in sorted((RESULTS / "nnunet").glob("*_*min")):
+                print(f"{folder.name}\n{report(folder)}")
     except InputError as error:
         return f"Error: {error}"
     return None
