@@ -204,6 +204,9 @@ def test_regions_are_painted_in_the_order_of_the_data_set():
     with pytest.raises(ValueError, match="the region kidneys has 2 classes that no region inside of it has"):
         painting_order(kidneys)
     assert painting_order(kidneys | {"regions_class_order": [1]}) == {"kidneys": 1}
+    assert painting_order({"labels": {"background": "0", "kidneys": [1, "2"]}, "regions_class_order": ["2"]}) == {
+        "kidneys": 2
+    }
 
 
 @pytest.mark.parametrize(

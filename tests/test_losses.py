@@ -166,10 +166,18 @@ def test_each_region_counts_alike_and_is_the_sum_of_its_classes():
     assert loss(student, teacher, label).item() == pytest.approx(sum(expected) / 3, rel=1e-4)
 
 
-def test_regions_in_place_of_classes_are_refused():
-    with pytest.raises(ValueError, match=r"should be classes \(B, 1, H, W, D\), got \[1, 3,"):
+def test_a_network_of_regions_is_taught_as_one_of_classes():
+    """One region of one class: log odds of a softmax over two classes are the difference of their logits."""
+    label, loss = feature([1, 1, 0]), RegionDistillationLoss({"liver": [1]}, reach=1)
+    student, teacher = feature([0, 0, 2], [1, -1, 0]), feature([0, 0, 0], [3, 1, -4])
+    of_regions = [logits[:, [1]] - logits[:, [0]] for logits in (student, teacher)]
+    assert loss(*of_regions, label.bool()).item() == pytest.approx(loss(student, teacher, label).item(), rel=1e-5)
+
+
+def test_a_label_of_something_else_is_refused():
+    with pytest.raises(ValueError, match=r"classes \(B, 1, H, W, D\), or regions as the logits \[1, 4, 2, 2, 2\]"):
         RegionDistillationLoss({"et": [3]})(
-            torch.zeros(1, 3, 2, 2, 2), torch.zeros(1, 3, 2, 2, 2), torch.ones(1, 3, 2, 2, 2)
+            torch.zeros(1, 4, 2, 2, 2), torch.zeros(1, 4, 2, 2, 2), torch.ones(1, 3, 2, 2, 2)
         )
 
 

@@ -13,7 +13,17 @@ from test_workflows import BUNDLE, SMALL, configs, run
 
 from scripts.__main__ import main
 from scripts.errors import InputError
-from scripts.training.plan import bytes_of, fit_memory, ordered_axes, plan_crop, plan_spacing
+from scripts.training.plan import (
+    Speed,
+    bytes_of,
+    check_classes,
+    fit_memory,
+    ordered_axes,
+    plan_crop,
+    plan_schedule,
+    plan_spacing,
+    plan_validations,
+)
 
 TRAIN = str(BUNDLE / "configs" / "train.json")
 SHAPE = np.array([[256, 256, 36]] * 4)
@@ -58,6 +68,38 @@ def test_what_does_not_fit_gets_smaller():
     assert fit_memory([128, 128, 48], 2, bytes_of([16, 16, 16], 1)) == ([16, 16, 16], 1)
     with pytest.raises(InputError, match=r"A training needs 0\.4 GiB of memory or more, 0\.0 GiB are free"):
         fit_memory([32, 32, 32], 2, 1000.0)
+
+
+@pytest.mark.parametrize(
+    ("num_cases", "per_case", "most_crops", "hours", "expected"),
+    [
+        (300, 1, 4, None, (4, 1000, 10, 75)),  # the paper's, on BraTS
+        (13, 1, 4, None, (4, 1000, 10, 4)),  # few steps, but no hours that would hold more small ones
+        (1000, 1, 2, None, (2, 500, 10, 500)),  # nnU-Net's 250 000 steps
+        (300, 1, 4, 50, (4, 600, 10, 75)),  # a step of four takes 4 s: 45 000 of them
+        (300, 2, 4, 50, (4, 300, 10, 150)),  # two crops of each case
+        (80, 1, 4, 10, (2, 450, 10, 40)),  # 9000 steps of four would fit, or 18 000 of two
+        (80, 1, 1, 10, (1, 450, 10, 80)),
+        (80, 1, 2, 0.5, (2, 22 - 1, 7, 40)),  # 22 epochs; after 21 the last of three validations
+    ],
+    ids=["paper", "few cases", "many cases", "hours", "crops on classes", "few hours", "no memory", "validated last"],
+)
+def test_batch_and_epochs(num_cases, per_case, most_crops, hours, expected):
+    schedule = plan_schedule(num_cases, per_case, most_crops, Speed(of_crop=1.0, of_update=0.0, how=""), hours)
+    assert schedule[:4] == expected
+
+
+@pytest.mark.parametrize(
+    ("epochs", "expected"), [(1, (1, 1)), (10, (10, 10)), (13, (12, 6)), (15, (15, 5)), (97, (96, 8))]
+)
+def test_the_last_epoch_is_validated(epochs, expected):
+    assert plan_validations(epochs) == expected
+
+
+def test_a_class_that_no_case_has(caplog):
+    names = ["background", "liver", "spleen"]
+    check_classes([{1: np.zeros(3)}, {}], names)
+    assert "No label of 2 cases holds spleen: it will not be learned." in caplog.text
 
 
 def test_classes_that_keep_their_order_are_not_flipped():
@@ -170,9 +212,22 @@ def test_plan_train_score_and_segment(scans, planned, tmp_path):
             [],
             "allows the values 0, 1, the label holds 2.",
         ),
+        (
+            {"channel_names": ["CT"], "labels": LABELS},
+            [],
+            '{root}/dataset.json should name the channels as {{"0": "FLAIR", ..}}, it does not: it has ["CT"].',
+        ),
+        (
+            {"channel_names": {"0": "MRI"}, "labels": {"background": [0, 1, 2], "liver": 5}},
+            [],
+            "The labels should hold liver, those of 1 cases are empty.",
+        ),
         ({"channel_names": {"0": "CT"}, "labels": LABELS}, ["--hours", "1e-9"], "hours should be "),
     ],
-    ids=["no channels", "no labels", "doubled channel", "missing channel", "code", "beyond labels", "no time"],
+    ids=[
+        *("no channels", "no labels", "doubled channel", "missing channel", "code", "beyond labels", "list", "empty"),
+        "no time",
+    ],
 )
 def test_what_keeps_a_plan_from_being_made(tmp_path, content, more, sentence):
     root = tmp_path / "data"

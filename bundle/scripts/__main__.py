@@ -32,6 +32,7 @@ COMMANDS = {
     "picture": ("pictures.picture", "one case as a picture, in colors or outlines"),
     "report": ("pictures.case_report", "cases and their masks as pages to read: pictures, volumes, warnings, origin"),
     "dicom_seg": ("inference.dicom_seg", "a mask to a DICOM segmentation object of its series"),
+    "metadata": ("weights.metadata", "metadata.json for the task of other weights, as MONAI Label shows it"),
     "export": ("weights.export", "the network as TorchScript, ONNX and torch.export"),
 }
 

@@ -142,6 +142,8 @@ def channel_names(root: Path) -> tuple[str, ...]:
     try:
         content = json.loads(path.read_text())
         named = content.get("channel_names") or content.get("modality") or {}  # nnU-Net's word and the Decathlon's
+        if not isinstance(named, Mapping):
+            raise ValueError(f"it has {json.dumps(named)}")
         names = [str(named[key]).lower() for key in sorted(named, key=int)]
         if sorted(map(int, named)) != list(range(len(names))) or not all(names):
             raise ValueError(f"it has {json.dumps(named)}, where a number or a name is missing")

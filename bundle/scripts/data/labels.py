@@ -139,11 +139,12 @@ def of_dataset(content: Mapping[str, Any], title: str) -> Labels:
     order = content.get("regions_class_order")
     if not any(len(of) > 1 for of in values_of.values()):
         order = None  # each region is a class
-    elif order is not None and (len(order) != len(values_of) or not set(order) <= set(values)):
-        raise InputError(
-            f"{title} should have regions_class_order with a value of labels for each of the {len(values_of)} regions, "
-            f"it has {order}."
-        )
+    elif order is not None:
+        wanted = f"regions_class_order with a value of labels for each of the {len(values_of)} regions"
+        numbers = whole_numbers(order, title, wanted)
+        if len(numbers) != len(values_of) or not set(numbers) <= set(values):
+            raise InputError(f"{title} should have {wanted}, it has {order}.")
+        order = numbers
     names = {0: BACKGROUND}
     for number in class_of.values():
         inside = sorted((len(of), name) for name, of in of_regions.items() if number in of)
@@ -166,10 +167,7 @@ def read_labels(content: Mapping[str, Any], title: str) -> dict[str, tuple[int, 
         if not NAME.fullmatch(name):
             raise InputError(f"{title} should name labels by letters and digits, it names one {name!r}.")
         name = re.sub(r"[\s_]+", "-", name.lower())
-        try:
-            of = tuple(sorted({int(each) for each in (values if isinstance(values, list | tuple) else [values])}))
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{title} should have whole numbers for {name}, it has {values}.") from error
+        of = tuple(sorted(set(whole_numbers(values, title, f"whole numbers for {name}"))))
         if name in values_of:
             raise InputError(f"{title} should name each label once, it names {name} twice.")
         if name == "ignore":
@@ -185,6 +183,14 @@ def read_labels(content: Mapping[str, Any], title: str) -> dict[str, tuple[int, 
     if not background or background[0] != 0:
         raise InputError(f"{title} should have the background as 0, it has it as {list(background)}.")
     return {BACKGROUND: background, **values_of}
+
+
+def whole_numbers(values: Any, title: str, wanted: str) -> list[int]:
+    """A number or a list of them, as such or as text."""
+    try:
+        return [int(each) for each in (values if isinstance(values, list | tuple) else [values])]
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{title} should have {wanted}, it has {values}.") from error
 
 
 def recorded_convention(label_convention: Convention) -> str | dict[str, Any]:

@@ -237,7 +237,8 @@ def main(argv: Sequence[str]) -> None:
     )
     for name in modalities:
         about = f"the scan of {name}, NIfTI; with --dicom number or UID of its series, where it cannot be told"
-        parser.add_argument(f"--{name}", required=known.dicom is None and not may_miss, help=about)
+        flag = f"--{name.replace(' ', '-')}"
+        parser.add_argument(flag, dest=name, required=known.dicom is None and not may_miss, metavar="SCAN", help=about)
     parser.add_argument("--output", type=Path, required=True, help="the mask, a new .nii.gz")
     parser.add_argument("--report", type=Path, help="a page of the case, a new .html; the same as .json beside it")
     parser.add_argument("--picture", type=Path, help="a picture of the case, a new .png")

@@ -87,16 +87,26 @@ class RegionDistillationLoss(nn.Module):
     def forward(self, logits: torch.Tensor, teacher_logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """Takes logits (B, classes, H, W, D) of student and teacher, and the true classes (B, 1, H, W, D).
 
+        Of a network with a sigmoid for each region, logits and label have a channel for each, in their order.
+
         Raises:
-            ValueError: when the label holds regions instead of classes.
+            ValueError: when the label holds neither classes nor what the logits are of.
         """
-        if label.shape[1] != 1:
-            raise ValueError(f"The label should be classes (B, 1, H, W, D), got {list(label.shape)}.")
+        of_regions = label.shape[1] == logits.shape[1]
+        if not of_regions and label.shape[1] != 1:
+            raise ValueError(
+                f"The label should be classes (B, 1, H, W, D), or regions as the logits {list(logits.shape)}, "
+                f"got {list(label.shape)}."
+            )
         losses = []
-        for classes in self.regions.values():
-            inside = torch.isin(label, label.new_tensor(classes))
+        for channel, classes in enumerate(self.regions.values()):
+            if of_regions:
+                inside = label[:, [channel]] > 0
+                student, teacher = (of[:, [channel]].float() for of in (logits, teacher_logits))
+            else:
+                inside = torch.isin(label, label.new_tensor(classes))
+                student, teacher = (region_logits(of.float(), classes) for of in (logits, teacher_logits))
             near = F.max_pool3d(inside.float(), 2 * self.reach + 1, stride=1, padding=self.reach) > 0
-            student, teacher = (region_logits(of.float(), classes) for of in (logits, teacher_logits))
             counts = near & ((teacher > 0) == inside)
             target = (teacher / self.temperature).sigmoid()
             divergence = F.binary_cross_entropy_with_logits(student / self.temperature, target, reduction="none")

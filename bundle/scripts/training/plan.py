@@ -10,43 +10,42 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import nibabel as nib
 import numpy as np
 import torch
+from monai.inferers import Inferer, SimpleInferer
 from monai.losses import DiceCELoss
-from monai.transforms import Compose, Orientationd
-from tqdm.auto import tqdm
 
 from ..arguments import listed, mapped
-from ..data.cases import MODALITIES, WHOLE, channel_names, find_cases, first_file
 from ..data.datalist import load_datalist
-from ..data.labels import LABEL_CONVENTIONS, NAME, Convention, class_names, num_classes, recorded_convention
-from ..data.loading import CT, LoadImageCased
-from ..data.transforms import ValuesToClassesd
+from ..data.labels import LABEL_CONVENTIONS, Convention, class_names, num_classes, recorded_convention
 from ..errors import InputError
 from ..files import whole_file
+from ..inference.inferer import Bfloat16Inferer
 from ..memory import free_memory, gib
 from ..networks import MISSU
+from .fingerprint import PERCENTILES, find_modalities, read_fingerprint
 
-__all__ = ["make_plan", "read_fingerprint"]
+__all__ = ["make_plan"]
 
-MOST_CASES = 50  # whose voxels are read
+logger = logging.getLogger(__name__)
+
 SAME_SPACING = 1.1
 ANISOTROPIC = 3.0  # nnU-Net's ANISO_THRESHOLD
 LONGEST_SIDE, SIDE_STEP = 128, 16  # the paper's crop; the encoder halves three times, and twice that stays even
 LEAST_SHARE = 0.2  # of a case in a uniform crop; below it, half of the crops are put on a class
-PERCENTILES = (0.5, 99.5)  # of the foreground of a CT, as nnU-Net clips it
-SAMPLES = 10_000  # voxels of a CT from each case
 PAPER_EPOCHS, MOST_STEPS, FEW_STEPS = 1000, 250_000, 10_000
 PAPER_RATE, SHORT_RATE = 4e-4, 1e-3
+PAPER_BATCH, SHORT_BATCH = 4, 2  # crops in a step
+VAL_INTERVALS = range(5, 11)  # epochs from one validation to the next
 STRETCH = 1.5
 ORDERED_SHARE, LEAST_ORDERED = 0.98, 10  # of the cases, and how many, for an order of classes to be no chance
 # Peak memory of training the default network in float32 on a CPU, measured from 64^3 to 96^3.
@@ -55,22 +54,6 @@ BYTES_PER_VOXEL, BYTES_FIXED = 1200, 400 * 2**20
 # pair of tokens (docs/about/architecture.md); both for one pass.
 MACS_PER_VOXEL, MACS_PER_PAIR, TOKEN_SIDE = 130.6e9 / 128**3, 68.7e9 / 4096**2, 8
 AXES = {0: ("flip_left_right", "right"), 1: ("flip_front_back", "forward"), 2: ("flip_bottom_top", "up")}
-
-
-@dataclass
-class Fingerprint:
-    """What cases say of themselves; axes to the right, to the front and up.
-
-    Each row is of a case: ``spacing_mm`` and ``shape`` of all, ``box`` of those whose voxels were read: the sides in
-    voxels of what is not zero, at a spacing of ``box_spacing_mm``. ``centers`` has the center of each class in a case.
-    """
-
-    spacing_mm: np.ndarray
-    shape: np.ndarray
-    box: np.ndarray
-    box_spacing_mm: np.ndarray
-    intensities: dict[str, dict[str, float]] = field(default_factory=dict)
-    centers: list[dict[int, np.ndarray]] = field(default_factory=list)
 
 
 @dataclass
@@ -83,94 +66,6 @@ class Plan:
     def set(self, knob: str, value: Any, reason: str) -> None:
         self.values[knob] = value
         self.reasons[knob] = reason
-
-
-def find_modalities(dataset_dir: Path, suffixes: Mapping[str, str] | None = None) -> list[str]:
-    """The channels that the ``dataset.json`` names, else those that all cases have by their files' names.
-
-    Raises:
-        InputError: when nothing tells.
-    """
-    cases = find_cases(dataset_dir, suffixes=suffixes)
-    if named := channel_names(dataset_dir):
-        if strange := [name for name in named if not NAME.fullmatch(name)]:
-            raise InputError(f"dataset.json should name channels by letters and digits, it names one {strange[0]!r}.")
-        return list(named)
-    common = set.intersection(*(set(case.files) for case in cases)) - {"seg", WHOLE}
-    if not common:
-        raise InputError(
-            f"{dataset_dir} should have a dataset.json that names the channels, or files such as <case>_t1.nii.gz with "
-            "the same names in all cases: else give --modalities."
-        )
-    return sorted(common, key=lambda name: (MODALITIES.index(name) if name in MODALITIES else len(MODALITIES), name))
-
-
-def read_fingerprint(
-    entries: Sequence[Mapping[str, Any]], modalities: Sequence[str], label_convention: Convention
-) -> Fingerprint:
-    """Reads the headers of all cases, and the voxels of up to 50, evenly among them.
-
-    Raises:
-        InputError: when a case cannot be read, or its label holds a value that the convention does not define.
-    """
-    headers = [read_header(entry) for entry in entries]
-    load = Compose(
-        [
-            LoadImageCased(["image", "label"], modalities),
-            ValuesToClassesd("label", label_convention),
-            Orientationd(["image", "label"], axcodes="RAS", labels=None),
-        ]
-    )
-    chosen = np.unique(np.linspace(0, len(entries) - 1, min(MOST_CASES, len(entries))).round().astype(int))
-    boxes, spacings, centers = [], [], []
-    samples: dict[str, list[np.ndarray]] = {name: [] for name in modalities if name == CT}
-    generator = np.random.default_rng(0)
-    for index in tqdm(chosen, desc="reading", leave=False, disable=None):
-        case = load(dict(entries[index]))
-        image, label = case["image"].numpy(), case["label"].numpy()[0]
-        boxes.append([side_of(image.any(axis=0), axis) for axis in range(3)])
-        spacings.append(case["image"].pixdim.tolist())
-        classes = [int(number) for number in np.unique(label) if number]
-        centers.append({number: np.argwhere(label == number).mean(axis=0) for number in classes})
-        for name in samples:
-            voxels = image[list(modalities).index(name)][label > 0]
-            samples[name].append(generator.choice(voxels, SAMPLES) if voxels.size > SAMPLES else voxels)
-    intensities = {}
-    for name, pieces in samples.items():
-        values = np.concatenate(pieces)
-        if values.size < 2 or not values.std():
-            raise InputError(f"The labels should hold voxels of several intensities of {name}, they hold {values[:3]}.")
-        low, high = np.percentile(values, PERCENTILES)
-        numbers = {"low": low, "high": high, "mean": values.mean(), "std": values.std()}
-        intensities[name] = {key: round(float(number), 3) for key, number in numbers.items()}
-    return Fingerprint(
-        np.array([spacing for spacing, _ in headers]),
-        np.array([shape for _, shape in headers]),
-        np.array(boxes),
-        np.array(spacings),
-        intensities,
-        centers,
-    )
-
-
-def read_header(entry: Mapping[str, Any]) -> tuple[list[float], list[int]]:
-    """Spacing in mm and shape of a case, axes to the right, to the front and up."""
-    path = first_file(entry)
-    try:
-        image: Any = nib.load(path)
-        axes = nib.io_orientation(image.affine)[:, 0].astype(int)
-    except Exception as error:  # nibabel, gzip and numpy have an error of their own for each way of being damaged
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].rstrip(".")
-        raise InputError(f"Case {entry['case_id']}: {path} cannot be read as an image: {reason}.") from error
-    order = np.argsort(axes)
-    spacing = nib.affines.voxel_sizes(image.affine)
-    return [float(spacing[axis]) for axis in order], [int(image.shape[axis]) for axis in order]
-
-
-def side_of(mask: np.ndarray, axis: int) -> int:
-    """Length in voxels of what is set, along an axis."""
-    occupied = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
-    return int(occupied[-1] - occupied[0] + 1) if occupied.size else 0
 
 
 def plan_spacing(spacing_mm: np.ndarray, shape: np.ndarray) -> tuple[list[float], np.ndarray, str]:
@@ -241,8 +136,25 @@ def fit_memory(crop: Sequence[int], batch_size: int, memory: float) -> tuple[lis
     return crop, batch_size
 
 
-def seconds_per_step(crop: Sequence[int], batch_size: int, in_channels: int, out_channels: int) -> tuple[float, str]:
-    """How long a step takes on this machine, and how that is known: two steps on a crop of at most 64^3, scaled."""
+def has_bfloat16() -> bool:
+    """Whether a training on this machine's CPU gains by bfloat16; a GPU has automatic mixed precision of its own."""
+    return not torch.cuda.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a training takes on this machine: seconds of a pass there and back for each crop, and of each update."""
+
+    of_crop: float
+    of_update: float
+    how: str
+
+    def of_step(self, batch_size: int) -> float:
+        return batch_size * self.of_crop + self.of_update
+
+
+def measure_speed(crop: Sequence[int], in_channels: int, out_channels: int) -> Speed:
+    """Takes three steps on one crop of at most 64^3; a larger one takes as much more as it has multiplications."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sides = [min(side, 64) for side in crop]
     network = MISSU(in_channels=in_channels, out_channels=out_channels, img_size=sides)
@@ -250,17 +162,92 @@ def seconds_per_step(crop: Sequence[int], batch_size: int, in_channels: int, out
     image = torch.randn(1, in_channels, *sides, device=device)
     label = torch.zeros(1, 1, *sides, device=device)
     loss = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True)
+    optimizer = torch.optim.Adam(network.parameters())
+    inferer: Inferer = Bfloat16Inferer() if has_bfloat16() else SimpleInferer()
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
-        loss(network(image), label).backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    scale = batch_size * macs_of(crop) / macs_of(sides)
-    least = min(seconds[1:])  # the first one prepares
-    how = f"{least:.2g} s for one crop of {sides} on this machine's {device.type}, times {scale:.3g} by its MACs"
-    return least * scale, how
+        times = []
+        for act in (lambda: loss(inferer(image, network), label).backward(), optimizer.step):
+            start = time.perf_counter()
+            act()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+        seconds.append(times)
+    of_crop, of_update = np.min(seconds[1:], axis=0)  # the first step prepares
+    scale = macs_of(crop) / macs_of(sides)
+    how = f"{of_crop:.2g} s for one crop of {sides} on this machine's {device.type}"
+    how += " in bfloat16" if has_bfloat16() else ""
+    how += f", times {scale:.3g} by its MACs" if scale > 1 else ""
+    return Speed(float(of_crop * scale), float(of_update), f"{how}, {of_update:.2g} s for an update of the weights")
+
+
+class Schedule(NamedTuple):
+    """How long a training is, in steps of ``num_crops``, why of so many, and how often it is validated."""
+
+    num_crops: int
+    epochs: int
+    val_interval: int
+    steps_per_epoch: int
+    why: str
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+
+def plan_validations(epochs: int) -> tuple[int, int]:
+    """The most epochs that end with a validation, which keeps the weights, and how many lie from one to the next."""
+    if epochs <= max(VAL_INTERVALS):
+        return epochs, epochs
+    return max((epochs // interval * interval, interval) for interval in VAL_INTERVALS)
+
+
+def plan_schedule(num_cases: int, per_case: int, most_crops: int, speed: Speed, hours: float | None) -> Schedule:
+    """The paper's batch and epochs, at most nnU-Net's steps, or what fits the hours.
+
+    Where these hold few steps, smaller ones, of which they hold more.
+
+    Args:
+        num_cases: to train on.
+        per_case: crops of a case in a step.
+        most_crops: in a step, by the memory.
+        speed: of this machine.
+        hours: that the training may take, or ``None``.
+
+    Raises:
+        InputError: when the hours do not hold one epoch.
+    """
+    of_paper = f"the paper's {PAPER_BATCH}"
+    why = of_paper if most_crops == PAPER_BATCH else f"not {of_paper}, for the memory"
+    for num_crops in (most_crops, min(most_crops, SHORT_BATCH)):
+        steps_per_epoch = math.ceil(num_cases * per_case / num_crops)
+        epochs = min(PAPER_EPOCHS, max(1, MOST_STEPS // steps_per_epoch))
+        seconds = speed.of_step(num_crops) * steps_per_epoch
+        fitting = epochs if hours is None else int(hours * 3600 / seconds)
+        epochs, is_cut = min(epochs, fitting), fitting < epochs
+        schedule = Schedule(num_crops, *plan_validations(epochs), steps_per_epoch, why)
+        if not is_cut or schedule.steps >= FEW_STEPS:
+            break
+        why = f"not {of_paper}: {hours} hours hold {schedule.steps} of these, less than {FEW_STEPS}"
+    if schedule.epochs < 1:
+        raise InputError(
+            f"hours should be {seconds / 3600:.2g} or more, for one epoch of {steps_per_epoch} steps, got {hours}."
+        )
+    return schedule
+
+
+def check_classes(centers: Sequence[Mapping[int, np.ndarray]], names: Sequence[str]) -> None:
+    """Tells of classes that no case has, whose channel of the network would learn nothing.
+
+    Raises:
+        InputError: when there is none but the background.
+    """
+    unseen = [name for number, name in enumerate(names) if number and not any(number in of for of in centers)]
+    if len(unseen) == len(names) - 1:
+        raise InputError(f"The labels should hold {' or '.join(unseen)}, those of {len(centers)} cases are empty.")
+    if unseen:
+        logger.warning(f"No label of {len(centers)} cases holds {' or '.join(unseen)}: it will not be learned.")
 
 
 def ordered_axes(centers: Iterable[Mapping[int, np.ndarray]], names: Sequence[str]) -> dict[int, str]:
@@ -299,6 +286,7 @@ def make_plan(
     """
     seen = read_fingerprint(entries, modalities, label_convention)
     names = class_names(label_convention)
+    check_classes(seen.centers, names)
     is_brats = not isinstance(label_convention, Mapping) and label_convention in LABEL_CONVENTIONS
     plan = Plan()
     plan.set("modalities", list(modalities), "The channels that the data set has.")
@@ -319,8 +307,7 @@ def make_plan(
     box = seen.box * seen.box_spacing_mm / target
     median, largest = np.median(box, axis=0).round().astype(int), box.max(axis=0).round().astype(int)
     wanted = plan_crop(box)
-    batch_size = 4 if torch.cuda.is_available() else 2
-    crop, batch_size = fit_memory(wanted, batch_size, memory)
+    crop, most_crops = fit_memory(wanted, PAPER_BATCH, memory)
     reason = (
         f"What is not zero spans {' x '.join(map(str, median))} voxels in the median of {len(box)} cases: multiples of "
         f"{SIDE_STEP} below, at most the paper's {LONGEST_SIDE}."
@@ -329,31 +316,32 @@ def make_plan(
         reason += f" That would be {wanted}: the longest side was halved until the memory sufficed."
     plan.set("roi_size", crop, reason)
     share = math.prod(crop) / max(1, math.prod(median.tolist()))
-    is_small = share < LEAST_SHARE and batch_size > 1
-    per_case = 2 if is_small else 1
+    per_case = 2 if share < LEAST_SHARE and most_crops > 1 else 1
+    speed = measure_speed(crop, len(modalities), num_classes(label_convention))
+    schedule = plan_schedule(len(entries), per_case, most_crops, speed, hours)
+    num_crops, steps = schedule.num_crops, schedule.steps
     plan.set(
         "batch_size",
-        batch_size // per_case,
-        f"{batch_size} crops in a step (the paper's 4 on a GPU, 2 on a CPU), {per_case} of a case, need about "
-        f"{gib(bytes_of(crop, batch_size))} of the {gib(memory)} that are free.",
+        num_crops // per_case,
+        f"{num_crops} crops in a step ({schedule.why}), {per_case} of a case, need about "
+        f"{gib(bytes_of(crop, num_crops))} of the {gib(memory)} that are free.",
     )
-
-    steps_per_epoch = math.ceil(len(entries) / (batch_size // per_case))
-    seconds, how = seconds_per_step(crop, batch_size, len(modalities), num_classes(label_convention))
-    epochs = min(PAPER_EPOCHS, max(1, MOST_STEPS // steps_per_epoch))
-    if hours is not None:
-        epochs = min(epochs, int(hours * 3600 / seconds / steps_per_epoch))
-        if epochs < 1:
-            raise InputError(
-                f"hours should be {seconds * steps_per_epoch / 3600:.2g} or more, for one epoch of "
-                f"{steps_per_epoch} steps, got {hours}."
-            )
-    steps = epochs * steps_per_epoch
+    if has_bfloat16():
+        plan.set(
+            "train#inferer",
+            {"_target_": "scripts.inference.Bfloat16Inferer"},
+            "This machine's CPU has instructions for bfloat16: as bfloat16.json, faster and as good.",
+        )
     plan.set(
         "max_epochs",
-        epochs,
-        f"{steps} steps, {steps_per_epoch} in an epoch of {len(entries)} cases. They take about "
-        f"{steps * seconds / 3600:.2g} hours: {how}; loading and validation come on top.",
+        schedule.epochs,
+        f"{steps} steps, {schedule.steps_per_epoch} in an epoch of {len(entries)} cases. They take about "
+        f"{steps * speed.of_step(num_crops) / 3600:.2g} hours: {speed.how}; loading and validation come on top.",
+    )
+    plan.set(
+        "val_interval",
+        schedule.val_interval,
+        f"Epochs from one validation to the next, at most {max(VAL_INTERVALS)}, so that the last one is validated.",
     )
     rate = SHORT_RATE if steps < FEW_STEPS else PAPER_RATE
     plan.set("learning_rate", rate, f"{SHORT_RATE:g} below {FEW_STEPS} steps, else the paper's {PAPER_RATE:g}.")
@@ -379,7 +367,7 @@ def make_plan(
         plan.set("metrics", ["dice", "hd95_mm"], "For evaluate.json: those of lesions are for tumors.")
     for axis, said in ordered_axes(seen.centers, names).items():
         plan.set(f"train#{AXES[axis][0]}", {"_target_": "Identityd", "keys": "image"}, f"No flip: {said}.")
-    if is_small:
+    if per_case > 1:
         image_key = {} if seen.intensities else {"image_key": "image"}
         plan.set(
             "train#crop",
