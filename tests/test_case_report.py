@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import gzip
+import hashlib
 import json
 import re
 import shutil
@@ -17,9 +19,11 @@ from matplotlib.image import imread
 
 from scripts.__main__ import main
 from scripts.data.labels import outermost
-from scripts.pictures.case_report import find_lesions, plane_of
+from scripts.pictures.case_report import find_pieces, plane_of
 from scripts.pictures.picture import ShownCase
+from scripts.pictures.viewer import viewer_of
 
+PICTURES = Path(__file__).parents[1] / "bundle" / "scripts" / "pictures"
 VOXEL_ML = 1.5 * 1.25 * 2 / 1000
 
 
@@ -64,9 +68,10 @@ def test_numbers(report):
     assert truth["classes_ml"] == pytest.approx({"ncr": 2 * slab, "ed": slab, "et": slab})
     assert truth["regions_ml"] == pytest.approx({"tc": 3 * slab, "wt": 4 * slab, "et": slab})
     assert prediction["regions_ml"] == pytest.approx({"tc": 2 * slab, "wt": 3 * slab + VOXEL_ML, "et": 0})
-    assert (truth["num_lesions"], prediction["num_lesions"]) == ({"wt": 1}, {"wt": 2})
+    assert (truth["num_pieces"], prediction["num_pieces"]) == ({"wt": 1}, {"wt": 2})
     assert content["dice"] == pytest.approx({"tc": 4 / 5, "wt": 2 * 72 / (96 + 73), "et": 0})
-    first, second = content["lesions"]
+    first, second = content["pieces"]
+    assert (first["title"], second["title"]) == ("WT lesion 1", "WT lesion 2")
     assert (first["kind"], first["truth_ml"], first["prediction_ml"]) == (
         "found",
         pytest.approx(4 * slab),
@@ -131,8 +136,8 @@ def test_a_case_without_truth_or_lesion(write_case, tmp_path):
     arguments = ["--dataset_dir", tmp_path / "case", "--prediction_dir", tmp_path / "masks"]
     assert main(["report", *map(str, arguments), "--output_dir", str(tmp_path / "pages")]) is None
     content = json.loads((tmp_path / "pages" / "new.json").read_text())
-    assert (content["dice"], content["lesions"]) == (None, [])
-    assert "No lesion" in Page((tmp_path / "pages" / "new.html").read_text()).text
+    assert (content["dice"], content["pieces"]) == (None, [])
+    assert "Nothing found" in Page((tmp_path / "pages" / "new.html").read_text()).text
 
 
 def test_no_mask_of_a_case(tiny_case, tmp_path):
@@ -161,13 +166,43 @@ def test_planes_are_radiological():
     assert plane_of(volume, "sagittal", 0).tolist() == [[3, 1], [2, 0]]
 
 
-def test_organs_are_lesions_of_their_own():
-    of_regions = {"liver": (1,), "spleen": (2,)}
+def test_organs_are_pieces_of_their_own():
+    of_regions = {"liver": (1,), "spleen": (2,), "liver-tumor": (3,)}
     assert outermost(of_regions) == of_regions
-    mask = np.zeros((4, 4, 4), np.uint8)
+    mask = np.zeros((4, 4, 8), np.uint8)
     mask[:2], mask[2:] = 1, 2  # they touch
-    case = ShownCase("1", {"ct": mask}, {"prediction": mask}, {1: "liver", 2: "spleen"})
-    assert [(each["region"], each["prediction_ml"]) for each in find_lesions(case, of_regions)] == [
-        ("liver", 0.032),
-        ("spleen", 0.032),
-    ]
+    mask[:, :, 4:6], mask[0, 0, 6], mask[0, 0, 5] = 0, 3, 3
+    case = ShownCase("1", {"ct": mask}, {"prediction": mask}, {1: "liver", 2: "spleen", 3: "liver-tumor"})
+    found = [(each["title"], each["prediction_ml"]) for each in find_pieces(case, of_regions)]
+    assert found[0] == ("liver, piece 1", 0.032)
+    assert {title for title, _ in found} == {
+        *("liver, piece 1", "liver, piece 2", "spleen, piece 1", "spleen, piece 2", "liver-tumor lesion 1")
+    }
+    whole = ShownCase("1", {"ct": mask}, {"prediction": np.ones_like(mask)}, {1: "liver"})
+    assert [piece["title"] for piece in find_pieces(whole, {"liver": (1,)})] == ["liver"]
+
+
+def test_the_viewer_has_the_volumes(report):
+    text = (report / "case_1.html").read_text()
+    hidden = dict(re.findall(r'<script type="text/plain" id="(\w+)">([^<]*)</script>', text))
+    assert list(hidden) == ["niivue", "image0", "image1", "image2", "image3", "mask_truth", "mask_prediction"]
+    unpacked = {name: gzip.decompress(base64.b64decode(content)) for name, content in hidden.items()}
+    license_text = (PICTURES / "niivue.LICENSE").read_text()
+    assert hashlib.sha256(unpacked["niivue"]).hexdigest() in license_text
+    truth, image = (nib.Nifti1Image.from_bytes(unpacked[name]) for name in ("mask_truth", "image3"))
+    assert np.bincount(np.asarray(truth.dataobj).ravel())[1:].tolist() == [2 * 24, 24, 24]
+    assert truth.shape == image.shape == (12 + 4, 17 + 4, 11 + 4)  # the box that is not zero, and a margin of 2
+    assert nib.aff2axcodes(truth.affine) == ("R", "A", "S")
+    assert truth.header.get_zooms() == pytest.approx((1.5, 1.25, 2))
+    assert np.asarray(image.dataobj).max() == 255
+
+
+def test_large_volumes_are_made_small_for_the_viewer():
+    grey = np.zeros((200, 200, 200), np.float32)
+    grey[100:] = 1
+    case = ShownCase("1", {"t1": grey}, {}, {}, (1.0, 2.0, 0.5))
+    [image] = viewer_of(case, {"t1": grey}, [slice(0, 200)] * 3)["images"]
+    small = nib.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(image)))
+    assert small.shape == (159, 159, 159)
+    assert np.multiply(small.shape, small.header.get_zooms()) == pytest.approx([200, 400, 100])
+    assert small.get_fdata().mean() == pytest.approx(127.5, abs=1)

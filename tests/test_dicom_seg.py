@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -70,6 +72,29 @@ def voxel_places(seg: Path) -> dict[int, set[tuple[float, ...]]]:
     return places
 
 
+def dcmqi(program: str, *arguments: str | Path) -> None:
+    pytest.importorskip("dcmqi", reason="pip install -r requirements-dicom.txt")
+    command = [Path(sys.executable).with_name(program), *arguments]
+    subprocess.run(list(map(str, command)), check=True, capture_output=True)
+
+
+def by_dcmqi(seg: Path, folder: Path) -> dict[int, set[tuple[float, ...]]]:
+    """The places in mm of the voxels of each segment, as dcmqi reads them."""
+    folder.mkdir()
+    where = ("--outputDirectory", folder, "--prefix", "x", "--outputType", "nifti")
+    dcmqi("segimage2itkimage", "--inputDICOM", seg, *where)
+    places = {}
+    for number in (1, 2, 3):
+        image = SimpleITK.ReadImage(str(folder / f"x-{number}.nii.gz"))
+        voxels = np.argwhere(SimpleITK.GetArrayFromImage(image))[:, ::-1].tolist()
+        places[number] = {place_of(image, voxel) for voxel in voxels}
+    return places
+
+
+def place_of(image: SimpleITK.Image, voxel: list[int]) -> tuple[float, ...]:
+    return tuple((np.array(image.TransformIndexToPhysicalPoint(voxel)).round(1) + 0.0).tolist())
+
+
 def flags(series: Path, mask: Path, output: Path) -> list[str]:
     return ["dicom_seg", "--source", str(series), "--mask", str(mask), "--output", str(output)]
 
@@ -98,6 +123,12 @@ def test_the_same_voxels_at_the_same_place(tmp_path, orientation, turned):
     assert np.bincount(volume.array.ravel(), minlength=4)[1:].tolist() == [
         len(expected[number]) for number in (1, 2, 3)
     ]
+    rounded = {
+        number: {place_of(mask, voxel) for voxel in np.argwhere(voxels == number)[:, ::-1].tolist()}
+        for number in (1, 2, 3)
+    }
+    assert by_dcmqi(output, tmp_path / "dcmqi") == rounded
+    # SimpleITK knows no segments, and gives a slice for each frame.
     by_simpleitk = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(output)))
     assert np.count_nonzero(by_simpleitk) == np.count_nonzero(voxels)
 
@@ -126,6 +157,60 @@ def test_what_it_says_of_itself(tmp_path):
     assert algorithm.AlgorithmVersion == json.loads((BUNDLE / "configs" / "metadata.json").read_text())["version"]
     digest = hashlib.sha256(b"weights").hexdigest()
     assert digest in algorithm.AlgorithmParameters
+
+
+def measured_ml(report: Path) -> dict[str, tuple[str, float]]:
+    """Of each group of measurements of a TID 1500: the type of the finding, and its volume, by the tracking ID."""
+    content = highdicom.sr.srread(report).content
+    found = {}
+    for group in content.get_volumetric_roi_measurement_groups():
+        [size] = group.get_measurements()
+        assert (size.name.value, size.unit.value) == ("118565006", "mL")
+        found[group.tracking_identifier] = (group.finding_type.value, size.value)
+    return found
+
+
+def test_volumes_as_a_structured_report(tmp_path):
+    series, path, output, report = (tmp_path / name for name in ("series", "mask.nii.gz", "mask.dcm", "volumes.dcm"))
+    write_series(series, np.ones(SHAPE), OBLIQUE)
+    complete(series)
+    mask = write_mask(series, path)
+    voxels = SimpleITK.GetArrayFromImage(mask)
+    voxels[voxels == 3] = 0  # a segment that is empty has a volume, too
+    changed = SimpleITK.GetImageFromArray(voxels)
+    changed.CopyInformation(mask)
+    SimpleITK.WriteImage(changed, str(path))
+    assert main([*flags(series, path, output), "--sr", str(report)]) is None
+    sizes = {number: np.count_nonzero(voxels == number) * 1.5 * 1.5 * 3 / 1000 for number in (1, 2, 3)}
+    assert measured_ml(report) == {
+        "ncr": ("6574001", pytest.approx(sizes[1])),
+        "ed": ("79654002", pytest.approx(sizes[2])),
+        "et": ("C113842", 0),
+    }
+    by_dcmqi = tmp_path / "volumes.json"
+    dcmqi("tid1500reader", "--inputDICOM", report, "--outputMetadata", by_dcmqi)
+    groups = json.loads(by_dcmqi.read_text())["Measurements"]
+    assert [float(group["measurementItems"][0]["value"]) for group in groups] == pytest.approx(
+        [*list(sizes.values())[:2], 0], abs=1e-3
+    )
+    content = pydicom.dcmread(report)
+    assert (content.PatientID, content.StudyInstanceUID, content.Modality) == ("P1", "2.25.7", "SR")
+    uid = pydicom.dcmread(output).SOPInstanceUID
+    evidence = content.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence
+    named = {each.ReferencedSOPInstanceUID for one in evidence for each in one.ReferencedSOPSequence}
+    assert uid in named
+
+
+def test_a_mask_of_nothing(tmp_path):
+    series, path, output, report = (tmp_path / name for name in ("series", "mask.nii.gz", "mask.dcm", "volumes.dcm"))
+    write_series(series, np.ones(SHAPE))
+    complete(series)
+    mask = write_mask(series, path)
+    SimpleITK.WriteImage(mask * 0, str(path))
+    assert main([*flags(series, path, output), "--sr", str(report)]) is None
+    assert {volume for _, volume in measured_ml(report).values()} == {0}
+    assert not pydicom.dcmread(output).pixel_array.any()
+    assert "two files" in str(main([*flags(series, path, tmp_path / "x.dcm"), "--sr", str(tmp_path / "x.dcm")]))
 
 
 @pytest.mark.parametrize("missing", ["PatientID", "StudyInstanceUID", "FrameOfReferenceUID"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import itk
 import nibabel as nib
@@ -151,9 +152,10 @@ def test_seg_of_a_study(study, weights, tmp_path):
         slice_.StudyTime = slice_.AccessionNumber = ""
         slice_.SOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
         slice_.save_as(file)
-    output, seg = tmp_path / "mask.nii.gz", tmp_path / "mask.dcm"
-    arguments = ["--checkpoint", weights, "--dicom", study, "--output", output, "--seg", seg]
+    output, seg, sr = tmp_path / "mask.nii.gz", tmp_path / "mask.dcm", tmp_path / "volumes.dcm"
+    arguments = ["--checkpoint", weights, "--dicom", study, "--output", output, "--seg", seg, "--sr", sr]
     assert main(["segment", *map(str, arguments)]) is None
+    assert pydicom.dcmread(sr).StudyInstanceUID == "2.25.1"
     content = pydicom.dcmread(seg)
     assert content.StudyInstanceUID == "2.25.1"
     assert np.count_nonzero(content.pixel_array) == np.count_nonzero(nib.load(output).dataobj)
@@ -206,6 +208,22 @@ def test_faults(study, weights, tmp_path, fault):
     assert not output.exists()
 
 
+def test_a_seg_of_files_without_patient_is_refused(study, weights, tmp_path):
+    """As an anonymizer may leave them: before minutes of work, and nothing is written."""
+    pytest.importorskip("highdicom", reason="pip install -r requirements-dicom.txt")
+    pydicom = pytest.importorskip("pydicom")
+    for file in (study / "S2").iterdir():
+        slice_ = pydicom.dcmread(file)
+        del slice_.PatientID, slice_.PatientName
+        slice_.save_as(file)
+    output, seg = tmp_path / "out" / "mask.nii.gz", tmp_path / "out" / "mask.dcm"
+    arguments = ["--checkpoint", weights, "--dicom", study, "--output", output, "--seg", seg]
+    message = str(main(["segment", *map(str, arguments)]))
+    assert "should say to which patient and study it belongs, it lacks PatientID, PatientName" in message
+    assert "\n" not in message
+    assert not output.parent.exists()
+
+
 def test_a_seg_needs_dicom(weights, tiny_case, tmp_path):
     files = [each for name in MODALITIES for each in (f"--{name}", str(tiny_case[name]))]
     arguments = ["--checkpoint", str(weights), "--output", str(tmp_path / "m.nii.gz"), "--seg", str(tmp_path / "m.dcm")]
@@ -241,23 +259,29 @@ def test_a_tilted_gantry_is_refused(tmp_path):
         choose_series(read_study(tmp_path), ["t1"], {})
 
 
-def test_a_file_of_many_frames(tmp_path):
-    """As newer scanners write a series, here made of one slice by slice by highdicom."""
+def write_frames(slices: Path, folder: Path) -> Any:
+    """A series as newer scanners write it, one file of many frames, made of one slice by slice by highdicom."""
     highdicom = pytest.importorskip("highdicom", reason="pip install -r requirements-dicom.txt")
     pydicom = pytest.importorskip("pydicom")
+    headers = [pydicom.dcmread(file) for file in sorted(slices.iterdir())]
+    for header in headers:
+        for name in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime"):
+            setattr(header, name, "")
+        header.AccessionNumber = header.Manufacturer = ""
+        header.SOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
+        header.SliceThickness, header.ImageType = 3, ["ORIGINAL", "PRIMARY", "OTHER"]
+    number, description = headers[0].SeriesNumber, headers[0].SeriesDescription
+    whole = highdicom.legacy.LegacyConvertedEnhancedMRImage(headers, f"2.25.31{number}", number, f"2.25.32{number}", 1)
+    whole.SeriesDescription = description
+    folder.mkdir(parents=True)
+    whole.save_as(folder / "IM1")
+    return whole
+
+
+def test_a_file_of_many_frames(tmp_path):
     folder = add(tmp_path / "slices", 3, "T1 post")
     by_slices = read_slices(choose_series(read_study(folder), ["t1ce"], {})["t1ce"].files, folder)
-    slices = [pydicom.dcmread(file) for file in sorted(folder.iterdir())]
-    for slice_ in slices:
-        for name in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime"):
-            setattr(slice_, name, "")
-        slice_.AccessionNumber = slice_.Manufacturer = ""
-        slice_.SOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
-        slice_.SliceThickness, slice_.ImageType = 3, ["ORIGINAL", "PRIMARY", "OTHER"]
-    whole = highdicom.legacy.LegacyConvertedEnhancedMRImage(slices, "2.25.31", 3, "2.25.32", 1)
-    whole.SeriesDescription = "T1 post"
-    (tmp_path / "whole").mkdir()
-    whole.save_as(tmp_path / "whole" / "IM1")
+    whole = write_frames(folder, tmp_path / "whole")
     [series] = read_study(tmp_path / "whole")
     assert (modality_of(series), series.num_slices) == ("t1ce", SHAPE[0])
     by_frames = read_slices(choose_series([series], ["t1ce"], {})["t1ce"].files, tmp_path)
@@ -269,6 +293,26 @@ def test_a_file_of_many_frames(tmp_path):
     whole.save_as(tmp_path / "whole" / "IM1")
     with pytest.raises(InputError, match="should hold one stack of frames"):
         choose_series(read_study(tmp_path / "whole"), ["t1ce"], {})
+
+
+def test_a_study_of_files_of_many_frames(study, weights, tmp_path):
+    """The mask, and the SEG, lie where they lie by slices."""
+    whole = tmp_path / "whole"
+    for number in (2, 3, 5, 6):
+        write_frames(study / f"S{number}", whole / str(number))
+    places = {}
+    for name, folder in (("slices", study), ("frames", whole)):
+        output, seg = tmp_path / f"{name}.nii.gz", tmp_path / f"{name}.dcm"
+        arguments = ["--checkpoint", weights, "--dicom", folder, "--output", output]
+        assert main(["segment", *map(str, arguments), *([] if name == "slices" else ["--seg", str(seg)])]) is None
+        mask = nib.load(output)
+        voxels = np.argwhere(np.asarray(mask.dataobj))
+        places[name] = {tuple(place) for place in nib.affines.apply_affine(mask.affine, voxels).round(1).tolist()}
+    assert places["slices"] == places["frames"]
+    highdicom = pytest.importorskip("highdicom")
+    volume = highdicom.seg.segread(tmp_path / "frames.dcm").get_volume(combine_segments=True)
+    by_seg = volume.map_indices_to_reference(np.argwhere(volume.array)) * [-1, -1, 1]
+    assert {tuple(place) for place in by_seg.round(1).tolist()} == places["frames"]
 
 
 @pytest.mark.parametrize(("folder", "modality"), [("dicom/t1post", "t1ce"), ("dicom/chaos_ct/1/DICOM_anon", "ct")])

@@ -12,7 +12,7 @@ from typing import Any
 
 from .errors import InputError
 
-__all__ = ["check_writable", "read_json", "remove_unfinished", "whole_file"]
+__all__ = ["check_new", "check_writable", "read_json", "remove_unfinished", "whole_file"]
 
 
 @contextmanager
@@ -64,6 +64,14 @@ def remove_unfinished(folder: Path, name: str) -> None:
     """Removes what processes that were killed left of a :func:`whole_file` whose name matches the pattern ``name``."""
     for unfinished in folder.glob(f".[0-9]*.{name}"):
         unfinished.unlink()
+
+
+def check_new(name: str, path: Path, extension: str) -> None:
+    """Refuses a file to write, by the ``name`` of its knob, that ends otherwise or is there already."""
+    if not path.name.endswith(extension):
+        raise InputError(f"{name} should end with {extension}, it is {path}.")
+    if path.exists():
+        raise InputError(f"{name} should be a new file, {path} exists.")
 
 
 def check_writable(folder: Path, name: str) -> None:

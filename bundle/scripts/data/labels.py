@@ -25,6 +25,7 @@ __all__ = [
     "classes_to_regions",
     "classes_to_values",
     "convention_table",
+    "is_lesion",
     "num_classes",
     "outermost",
     "painting_order",
@@ -60,6 +61,11 @@ REGIONS_OF_CONVENTION: dict[str, dict[str, tuple[int, ...]]] = {
 }
 TISSUES = {1: "ncr", 2: "ed", 3: "et"}  # of a tumor; the first two are no region of their own
 BACKGROUND = "background"
+# What a class or region of a disease is called; all else is anatomy, or what a surgeon left.
+LESION = re.compile(
+    r"^(wt|tc|et|cc|ncr|net|ed|netc|snfh)$|tumou?r|lesion|cancer|carcinoma|glioma|metasta|cyst|o?edema|necro|enhancing|"
+    r"infarct|stroke|ischemi|h[ae]+morrhag|hematoma|plaque|nodule|polyp|abscess|aneurysm"
+)
 # In a config, a name that begins with $, @ or % would be run or looked up, and # parts a path.
 NAME = re.compile(r"\w[\w .,:;+/()&'-]*")
 
@@ -285,6 +291,11 @@ def classes_to_values(classes: Array, convention: Convention) -> Array:
 def classes_to_regions(classes: torch.Tensor, label_convention: Convention) -> torch.Tensor:
     """One channel per region of a convention: (1, H, W, D) -> (regions, H, W, D), bool."""
     return torch.cat([torch.isin(classes, classes.new_tensor(of)) for of in regions(label_convention).values()])
+
+
+def is_lesion(name: str) -> bool:
+    """Whether a class or region is one of a disease, by its name: a piece of it is called a lesion."""
+    return LESION.search(name) is not None
 
 
 def painting_order(label_convention: Convention) -> dict[str, int]:

@@ -1,8 +1,8 @@
 """A mask as a DICOM segmentation object (SEG) of the series that it was drawn on, for PACS and viewers.
 
-    python -m scripts dicom_seg --source <folder of one series> --mask mask.nii.gz --output mask.dcm
+    python -m scripts dicom_seg --source <folder of one series> --mask mask.nii.gz --output mask.dcm --sr volumes.dcm
 
-It needs ``highdicom``: ``pip install -r requirements-dicom.txt``. The mask has to lie on the grid of the series, in
+``--sr`` writes a structured report of the segments' volumes, too. It needs ``highdicom``: ``pip install -r requirements-dicom.txt``. The mask has to lie on the grid of the series, in
 whatever order and direction of axes: nothing is resampled.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ import numpy as np
 from ..data.labels import Convention, class_names, values_to_classes
 from ..data.loading import read_checked
 from ..errors import InputError
-from ..files import check_writable, whole_file
+from ..files import check_new, check_writable, whole_file
 from ..sources.dicom import sorted_slices
 from ..weights.record import convention_to_write, sha256
 from ..weights.versions import versions
@@ -33,7 +34,7 @@ MANUFACTURER = "MISSU bundle (research only)"
 NEEDED = (
     *("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID"),
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime"),
-    *("AccessionNumber", "PixelSpacing"),
+    "AccessionNumber",
 )
 
 
@@ -86,7 +87,8 @@ def read_headers(files: Sequence[Path]) -> list[Any]:
     pydicom = import_module("pydicom")
     headers = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
     for file, header in zip(files, headers):
-        missing = [name for name in NEEDED if name not in header]
+        needed = NEEDED if has_frames(header) else (*NEEDED, "PixelSpacing")
+        missing = [name for name in needed if name not in header]
         if missing:
             raise InputError(f"{file} should say to which patient and study it belongs, it lacks {', '.join(missing)}.")
     for name in ("StudyInstanceUID", "PatientID", "FrameOfReferenceUID"):
@@ -94,8 +96,14 @@ def read_headers(files: Sequence[Path]) -> list[Any]:
         if len(values) > 1:
             raise InputError(f"{files[0].parent} should be of one {name}, its slices have {' and '.join(values)}.")
     for header in headers:  # highdicom asks for it, scanners may leave it out
-        header.SliceThickness = header.get("SliceThickness") or distance_mm(headers)
+        if not has_frames(header):
+            header.SliceThickness = header.get("SliceThickness") or distance_mm(headers)
     return headers
+
+
+def has_frames(header: Any) -> bool:
+    """Whether a file holds many frames, each with a place of its own."""
+    return "PerFrameFunctionalGroupsSequence" in header
 
 
 def distance_mm(headers: Sequence[Any]) -> float:
@@ -104,6 +112,24 @@ def distance_mm(headers: Sequence[Any]) -> float:
         return float(headers[0].get("SliceThickness") or 1)
     first, last = (np.array(header.ImagePositionPatient, float) for header in (headers[0], headers[-1]))
     return float(np.linalg.norm(last - first)) / (len(headers) - 1)
+
+
+def grid_of(highdicom: Any, headers: Sequence[Any]) -> Any:
+    """Where the voxels of a series lie: of its slices in their order, or of its one file of many frames."""
+    first = headers[0]
+    if has_frames(first):
+        return highdicom.imread(first.filename, lazy_frame_retrieval=True).get_volume_geometry()
+    return highdicom.VolumeGeometry.from_attributes(
+        image_position=first.ImagePositionPatient,
+        image_orientation=first.ImageOrientationPatient,
+        rows=first.Rows,
+        columns=first.Columns,
+        pixel_spacing=first.PixelSpacing,
+        spacing_between_slices=distance_mm(headers),
+        number_of_frames=len(headers),
+        coordinate_system="PATIENT",
+        frame_of_reference_uid=first.FrameOfReferenceUID,
+    )
 
 
 def mask_on_grid(highdicom: Any, mask: Path, headers: Sequence[Any], label_convention: Convention) -> Any:
@@ -118,18 +144,7 @@ def mask_on_grid(highdicom: Any, mask: Path, headers: Sequence[Any], label_conve
     except Exception as error:  # nibabel, gzip and zlib have an error of their own for each way of being damaged
         raise InputError(f"{mask} cannot be read as a mask.") from error
     classes = values_to_classes(values, label_convention).astype(np.uint8)
-    first = headers[0]
-    grid = highdicom.VolumeGeometry.from_attributes(
-        image_position=first.ImagePositionPatient,
-        image_orientation=first.ImageOrientationPatient,
-        rows=first.Rows,
-        columns=first.Columns,
-        pixel_spacing=first.PixelSpacing,
-        spacing_between_slices=distance_mm(headers),
-        number_of_frames=len(headers),
-        coordinate_system="PATIENT",
-        frame_of_reference_uid=first.FrameOfReferenceUID,
-    )
+    first, grid = headers[0], grid_of(highdicom, headers)
     volume = highdicom.Volume.from_nibabel(
         nib.Nifti1Image(classes, image.affine), frame_of_reference_uid=first.FrameOfReferenceUID
     )
@@ -152,8 +167,9 @@ def write_seg(
     output: Path,
     label_convention: Convention,
     checkpoint: Path | None,
+    report: Path | None = None,
 ) -> None:
-    """Writes a mask as a DICOM SEG, whole or not at all.
+    """Writes a mask as a DICOM SEG, and the volumes of its segments, whole or not at all.
 
     Args:
         source: the folder of the series, or its slices in the order of their positions.
@@ -161,6 +177,7 @@ def write_seg(
         output: the file, a new one.
         label_convention: of the mask.
         checkpoint: the weights that made it, where they are known; their sha256 is written.
+        report: the file of a structured report with the volumes (TID 1500), a new one.
 
     Raises:
         InputError: when highdicom is missing, the series lacks what it should say of patient and study, or the mask
@@ -209,8 +226,74 @@ def write_seg(
         content_label="RESEARCH",
     )
     segmentation.SeriesDescription = "MISSU segmentation, research only"
-    with whole_file(output) as temporary:
-        segmentation.save_as(temporary)
+    of_volumes = None if report is None else volumes_report(highdicom, segmentation, volume, headers, algorithm)
+    with ExitStack() as stack:
+        for path, content in ((output, segmentation), (report, of_volumes)):
+            if path is not None:
+                content.save_as(stack.enter_context(whole_file(path)))
+
+
+def volumes_report(highdicom: Any, segmentation: Any, volume: Any, headers: Sequence[Any], algorithm: Any) -> Any:
+    """A structured report (TID 1500) with the volume of each segment in ml.
+
+    Args:
+        highdicom: the library.
+        segmentation: the SEG that it tells of.
+        volume: its classes (slices, rows, columns) on the grid of the series.
+        headers: of the series.
+        algorithm: what made the mask, as it stands in the SEG.
+    """
+    codes = import_module("pydicom.sr.codedict").codes
+    sr = highdicom.sr
+    voxel_ml = float(np.prod(volume.spacing)) / 1000
+    measured = []
+    for segment in segmentation.SegmentSequence:
+        number = segment.SegmentNumber
+        size = sr.Measurement(
+            name=codes.SCT.Volume,
+            value=np.count_nonzero(volume.array == number) * voxel_ml,
+            unit=sr.CodedConcept("mL", "UCUM", "milliliter"),
+        )
+        measured.append(
+            sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+                tracking_identifier=sr.TrackingIdentifier(highdicom.UID(), segment.SegmentLabel),
+                referenced_segment=sr.ReferencedSegment(
+                    segmentation.SOPClassUID,
+                    segmentation.SOPInstanceUID,
+                    number,
+                    source_series=sr.SourceSeriesForSegmentation(headers[0].SeriesInstanceUID),
+                ),
+                finding_category=segment.segmented_property_category,
+                finding_type=segment.segmented_property_type,
+                algorithm_id=sr.AlgorithmIdentification(
+                    algorithm.name,
+                    algorithm.version,
+                    [f"{name}: {value}" for name, value in (algorithm.parameters or {}).items()],
+                ),
+                measurements=[size],
+            )
+        )
+    device = sr.DeviceObserverIdentifyingAttributes(
+        highdicom.UID(), name="MISSU", manufacturer_name=MANUFACTURER, model_name="MISSU"
+    )
+    content = sr.MeasurementReport(
+        observation_context=sr.ObservationContext(observer_device_context=sr.ObserverContext(codes.DCM.Device, device)),
+        procedure_reported=codes.SCT.ImagingProcedure,
+        imaging_measurements=measured,
+        title=codes.DCM.ImagingMeasurementReport,
+    )
+    document = sr.Comprehensive3DSR(
+        evidence=[segmentation, *headers],
+        content=content,
+        series_instance_uid=highdicom.UID(),
+        series_number=1001,
+        sop_instance_uid=highdicom.UID(),
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        is_complete=True,
+    )
+    document.SeriesDescription = "MISSU volumes, research only"
+    return document
 
 
 def main(argv: Sequence[str]) -> None:
@@ -218,17 +301,20 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--source", type=Path, required=True, help="folder of the series that the mask lies on")
     parser.add_argument("--mask", type=Path, required=True, help="the mask, NIfTI")
     parser.add_argument("--output", type=Path, required=True, help="the segmentation object, a new .dcm")
+    parser.add_argument("--sr", type=Path, help="a structured report with the volumes, a new .dcm")
     parser.add_argument("--checkpoint", type=Path, help="the weights that made the mask")
     parser.add_argument("--label_convention", help="of the mask; default: what the weights write")
     arguments = parser.parse_args(argv)
-    if arguments.output.suffix != ".dcm":
-        raise InputError(f"output should end with .dcm, it is {arguments.output}.")
-    if arguments.output.exists():
-        raise InputError(f"output should be a new file, {arguments.output} exists.")
+    written = {"output": arguments.output} | ({} if arguments.sr is None else {"sr": arguments.sr})
+    for name, path in written.items():
+        check_new(name, path, ".dcm")
+    if arguments.output == arguments.sr:
+        raise InputError(f"output and sr should be two files, both are {arguments.sr}.")
     if arguments.checkpoint is not None and not arguments.checkpoint.is_file():
         raise InputError(f"checkpoint should be a file of weights, {arguments.checkpoint} is not there.")
     weights = () if arguments.checkpoint is None else (str(arguments.checkpoint),)
     label_convention = arguments.label_convention or convention_to_write(weights, "brats2023")
-    check_writable(arguments.output.parent, "the folder of output")
-    write_seg(arguments.source, arguments.mask, arguments.output, label_convention, arguments.checkpoint)
-    print(arguments.output)
+    for name, path in written.items():
+        check_writable(path.parent, f"the folder of {name}")
+    write_seg(arguments.source, arguments.mask, arguments.output, label_convention, arguments.checkpoint, arguments.sr)
+    print(*written.values(), sep="\n")

@@ -6,9 +6,9 @@ There is a flag for each modality that the weights were trained on, by their rec
 ``modality_dropout``, some may be left out. Knobs of ``inference.json`` follow after ``--``, such as
 ``-- --label_convention brats2018``. ``--report page.html`` and ``--picture case.png`` show the case with its mask.
 
-    python -m scripts segment --dicom <study folder> --output mask.nii.gz --seg mask.dcm
+    python -m scripts segment --dicom <study folder> --output mask.nii.gz --seg mask.dcm --sr volumes.dcm
 
-takes the series of a DICOM study, by what they say of themselves, and writes a DICOM SEG, too.
+takes the series of a DICOM study, by what they say of themselves, and writes a DICOM SEG and a structured report, too.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ..checks.faults import check_case
 from ..data.cases import MODALITIES, NIFTI_EXTENSIONS, Case
 from ..data.labels import regions
 from ..errors import InputError
-from ..files import check_writable, whole_file
+from ..files import check_new, check_writable, whole_file
 from ..knobs import check_knobs
 from ..pictures.case_report import report_case, write_report
 from ..pictures.picture import draw_case
@@ -65,6 +65,7 @@ def segment(
     report: Path | None = None,
     picture: Path | None = None,
     seg: Path | None = None,
+    sr: Path | None = None,
     source: Sequence[Path] = (),
 ) -> None:
     """Writes the mask of one case, and what shows it, all of them or none.
@@ -78,6 +79,7 @@ def segment(
         report: a page of the case, a new file that ends with ``.html``; the same as ``.json`` lies beside it.
         picture: a picture of the case, a new file that ends with ``.png``.
         seg: the mask as a DICOM SEG, a new file that ends with ``.dcm``.
+        sr: a structured report with the volumes of the segments of ``seg``, a new file that ends with ``.dcm``.
         source: the DICOM slices that the mask lies on, in the order of their positions; for ``seg``.
 
     Raises:
@@ -91,17 +93,24 @@ def segment(
         check_new("report", report.with_suffix(".json"), ".json")
     if picture is not None:
         check_new("picture", picture, ".png")
+    if sr is not None and seg is None:
+        raise InputError("A structured report tells of a DICOM SEG: --sr needs --seg.")
     if seg is not None:
         if not source:
             raise InputError("A DICOM SEG belongs to a series of DICOM: --seg needs --dicom.")
         check_new("seg", seg, ".dcm")
+        if sr is not None:
+            check_new("sr", sr, ".dcm")
         check_highdicom()
         read_headers(source)  # now, and not after minutes
     for name, file in files.items():
         if not file.is_file():
             raise InputError(f"{name} should be a file, {file} is not there.")
     check_knobs(knobs, config_file)
-    for name, path in (("output", output), ("report", report), ("picture", picture), ("seg", seg)):
+    written = {"output": output, "report": report, "picture": picture, "seg": seg, "sr": sr}
+    if seg is not None and seg == sr:
+        raise InputError(f"seg and sr should be two files, both are {seg}.")
+    for name, path in written.items():
         if path is not None:
             check_writable(path.parent, f"the folder of {name}")
     case_id = output.name.removesuffix(NIFTI_EXTENSIONS[0])
@@ -136,7 +145,10 @@ def segment(
         convention = knobs.get("label_convention", convention_to_write(str(checkpoint), "brats2023"))
         if seg is not None:
             made[seg] = Path(folder, "mask.dcm")
-            write_seg(source, mask, made[seg], convention, checkpoint)
+            volumes = None if sr is None else Path(folder, "volumes.dcm")
+            write_seg(source, mask, made[seg], convention, checkpoint, volumes)
+            if sr is not None and volumes is not None:
+                made[sr] = volumes
         if report is not None or picture is not None:
             case = Case(case_id, output.parent, {name: [file] for name, file in files.items()})
             shown, content = report_case(case, mask, list(files), convention, convention, checkpoint, seconds)
@@ -191,14 +203,6 @@ def same_grid(image: Any, other: Any) -> bool:
     return np.allclose(places, others, atol=GRID_TOLERANCE_MM)
 
 
-def check_new(name: str, path: Path, extension: str) -> None:
-    """Refuses a file to write that ends otherwise, or is there already."""
-    if not path.name.endswith(extension):
-        raise InputError(f"{name} should end with {extension}, it is {path}.")
-    if path.exists():
-        raise InputError(f"{name} should be a new file, {path} exists.")
-
-
 def parse_knobs(arguments: Sequence[str]) -> dict[str, Any]:
     """Knobs as ``monai.bundle run`` takes them: ``--name value``, Python's literals as such, all else as text.
 
@@ -243,6 +247,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--report", type=Path, help="a page of the case, a new .html; the same as .json beside it")
     parser.add_argument("--picture", type=Path, help="a picture of the case, a new .png")
     parser.add_argument("--seg", type=Path, help="with --dicom: the mask as a DICOM SEG, a new .dcm")
+    parser.add_argument("--sr", type=Path, help="with --seg: a structured report with the volumes, a new .dcm")
     arguments, knobs = parser.parse_args(argv[:end]), parse_knobs(argv[end + 1 :])
     given = {name: getattr(arguments, name) for name in modalities}
     with tempfile.TemporaryDirectory(prefix="study_") as folder:
@@ -258,6 +263,6 @@ def main(argv: Sequence[str]) -> None:
             source = next(iter(chosen.values())).files
             convention = knobs.get("label_convention", convention_to_write(str(arguments.checkpoint), "brats2023"))
             files = convert(chosen, Path(folder), convention)
-        shown = (arguments.report, arguments.picture, arguments.seg)
+        shown = (arguments.report, arguments.picture, arguments.seg, arguments.sr)
         segment(files, arguments.output, arguments.checkpoint, arguments.config_file, knobs, *shown, source)
     print(*(path for path in (arguments.output, *shown) if path is not None), sep="\n")

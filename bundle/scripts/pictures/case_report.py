@@ -28,20 +28,21 @@ from ..arguments import listed
 from ..checks.faults import Fault
 from ..checks.preflight import preflight
 from ..data.cases import LABEL, MODALITIES, WHOLE, Case, find_cases
-from ..data.labels import Convention, outermost, regions
+from ..data.labels import Convention, is_lesion, outermost, regions
 from ..data.loading import CT
 from ..errors import InputError
 from ..evaluation.lesions import TOUCHING
 from ..files import check_writable, whole_file
 from ..weights.record import convention_to_write, read_record, recorded, sha256
 from ..weights.versions import versions
-from .picture import COLORS_OF_CLASSES, MODALITY_TITLES, ShownCase, radiological_slice, show_case, window
+from .picture import MODALITY_TITLES, ShownCase, color_of, radiological_slice, show_case, window
+from .viewer import viewer_of
 
 __all__ = ["describe_case", "report_case", "write_index", "write_report"]
 
 BUNDLE = Path(__file__).parents[2]
 RESEARCH_ONLY = "For research only. Not a medical device; not for diagnosis or treatment."
-MAX_SHOWN = 6  # lesions with pictures; tables have them all
+MAX_SHOWN = 6  # pieces with pictures; tables have them all
 INDEX = "index"  # the name of the page of all cases
 SCALE_MM = 20
 SOFT_TISSUE_HU = (-160.0, 240.0)
@@ -63,8 +64,10 @@ def plane_of(volume: np.ndarray, plane: str, index: int) -> np.ndarray:
     return volume[index, ::-1, ::-1].T
 
 
-def find_lesions(case: ShownCase, of_regions: Mapping[str, tuple[int, ...]]) -> list[dict[str, Any]]:
+def find_pieces(case: ShownCase, of_regions: Mapping[str, tuple[int, ...]]) -> list[dict[str, Any]]:
     """The connected pieces (26 neighbors) of the outermost regions, in prediction and truth together, largest first.
+
+    Each has a title: a lesion has a number, an organ in one piece its name alone.
 
     ``slices`` are those with most of the piece, counted from 0 at the left, the back and the bottom.
     """
@@ -83,8 +86,16 @@ def find_lesions(case: ShownCase, of_regions: Mapping[str, tuple[int, ...]]) -> 
             kind = None
             if "truth_ml" in volumes:
                 kind = "missed" if not volumes["prediction_ml"] else "found" if volumes["truth_ml"] else "false"
-            found.append({"region": region, "kind": kind, **volumes, "slices": slices})
-    return sorted(found, key=lambda lesion: -max(lesion.get("truth_ml", 0), lesion["prediction_ml"]))
+            found.append({"region": region, "title": "", "kind": kind, **volumes, "slices": slices})
+    found.sort(key=lambda piece: -max(piece.get("truth_ml", 0), piece["prediction_ml"]))
+    for region in {piece["region"] for piece in found}:
+        alike = [piece for piece in found if piece["region"] == region]
+        for number, piece in enumerate(alike, start=1):
+            if is_lesion(region):
+                piece["title"] = f"{title(region)} lesion {number}"
+            else:
+                piece["title"] = title(region) if len(alike) == 1 else f"{title(region)}, piece {number}"
+    return found
 
 
 def volumes_of(case: ShownCase, mask: np.ndarray, of_regions: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -94,7 +105,7 @@ def volumes_of(case: ShownCase, mask: np.ndarray, of_regions: Mapping[str, tuple
     return {
         "regions_ml": {name: float(counts[list(of)].sum()) * voxel_ml for name, of in of_regions.items()},
         "classes_ml": {name: float(counts[number]) * voxel_ml for number, name in sorted(case.names.items())},
-        "num_lesions": {
+        "num_pieces": {
             name: int(ndimage.label(np.isin(mask, of), TOUCHING)[1]) for name, of in outermost(of_regions).items()
         },
     }
@@ -151,7 +162,7 @@ def describe_case(
         "shape": list(case.base.shape),
         "spacing_mm": [round(float(size), 4) for size in case.spacing_mm],
         "volumes": {name: volumes_of(case, mask, of_regions) for name, mask in case.masks.items()},
-        "lesions": find_lesions(case, of_regions),
+        "pieces": find_pieces(case, of_regions),
         "dice": dice_of(case, of_regions) if "truth" in case.masks else None,
         "warnings": [{"fault": fault.fault, "detail": fault.detail} for fault in faults],
         "weights": describe_weights(checkpoint),
@@ -237,11 +248,11 @@ def box_of(case: ShownCase) -> tuple[slice, ...]:
     return tuple(slice(max(where[0] - MARGIN, 0), where[-1] + 1 + MARGIN) for where in bounds)
 
 
-def groups_of_views(case: ShownCase, lesions: Sequence[Mapping[str, Any]]) -> list[list[dict]]:
-    """Three planes for each of the largest lesions, through the middle where there is none."""
-    box = box_of(case)
-    greys = {name: soft_tissue(image) if name == CT else window(image) for name, image in case.images.items()}
-    places = [lesion["slices"] for lesion in lesions[:MAX_SHOWN]]
+def groups_of_views(
+    case: ShownCase, greys: Mapping[str, np.ndarray], box: Sequence[slice], pieces: Sequence[Mapping[str, Any]]
+) -> list[list[dict]]:
+    """Three planes for each of the largest pieces, through the middle where there is none."""
+    places = [piece["slices"] for piece in pieces[:MAX_SHOWN]]
     if not places:
         places = [{plane: (box[axis].start + box[axis].stop) // 2 for plane, (axis, _, _) in PLANES.items()}]
     return [[view_of(case, greys, box, plane, index) for plane, index in place.items()] for place in places]
@@ -253,6 +264,7 @@ def templates() -> jinja2.Environment:
     )
     environment.filters["ml"] = written_ml
     environment.filters["title"] = title
+    environment.filters["is_lesion"] = environment.tests["is_lesion"] = is_lesion
     return environment
 
 
@@ -270,18 +282,18 @@ def title(name: str) -> str:
 
 def write_report(case: ShownCase, content: Mapping[str, Any], output: Path) -> None:
     """Writes a report as HTML to ``output``, and as JSON beside it."""
+    box = box_of(case)
+    greys = {name: soft_tissue(image) if name == CT else window(image) for name, image in case.images.items()}
     page = (
         templates()
         .get_template("case_report.html")
         .render(
             report=content,
-            groups=groups_of_views(case, content["lesions"]),
+            groups=groups_of_views(case, greys, box, content["pieces"]),
+            viewer=viewer_of(case, greys, box),
             modalities=list(case.images),
             base=next(at for at, image in enumerate(case.images.values()) if image is case.base),
-            classes={
-                number: (name, COLORS_OF_CLASSES[(number - 1) % len(COLORS_OF_CLASSES)])
-                for number, name in sorted(case.names.items())
-            },
+            classes={number: (name, color_of(number)) for number, name in sorted(case.names.items())},
             scale_mm=SCALE_MM,
         )
     )

@@ -43,6 +43,11 @@ BACKGROUND, INK = "black", "#E8E8E8"
 WIDTH_PX, DPI, GAP_PX = 1600, 200, 12
 
 
+def color_of(number: int) -> str:
+    """The color of a class from 1 on; after the last comes the first."""
+    return COLORS_OF_CLASSES[(number - 1) % len(COLORS_OF_CLASSES)]
+
+
 @dataclass
 class ShownCase:
     """A case to draw, all volumes (H, W, D) with the axes right, anterior, superior.
@@ -230,7 +235,7 @@ def paint_outlines(axes: Axes, name: str, classes: np.ndarray) -> None:
 def legend_of_classes(case: ShownCase) -> list[Any]:
     return [
         # Short names are abbreviations.
-        Patch(color=COLORS_OF_CLASSES[number - 1], label=name.upper() if len(name) < 4 else name)
+        Patch(color=color_of(number), label=name.upper() if len(name) < 4 else name)
         for number, name in sorted(case.names.items())
     ]
 
