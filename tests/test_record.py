@@ -280,6 +280,14 @@ def test_a_record_that_was_edited_by_hand_is_refused(tmp_path, part, value):
         assert str(tmp_path / "liver.json") in sentence(config, "contract")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("spacing_mm", 2.0), ("roi_size", 64), ("modalities", "t1"), ("largest_component_of", 1)]
+)
+def test_a_setting_that_no_record_could_have_is_refused_before_the_training(tmp_path, name, value):
+    with pytest.raises(InputError, match=f"^{name} should be .*, got "):
+        write_weights(tmp_path / "liver.pt", **{name: value})
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", '"text"', "null"])
 def test_a_record_that_is_none(tmp_path, text):
     path = write_weights(tmp_path / "liver.pt")

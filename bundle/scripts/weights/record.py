@@ -33,6 +33,7 @@ __all__ = [
     "arguments_of",
     "check_channels",
     "check_contract",
+    "check_settings",
     "check_unseen",
     "convention_to_write",
     "describe",
@@ -159,6 +160,18 @@ def check_form(file: Path, record: Mapping[str, Any]) -> None:
             f"The record {file} should have a modality for each of the in_channels, {network.get('in_channels')}, it "
             f"has {', '.join(record['settings']['modalities'])}: restore it, or delete it and give the knobs."
         )
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Refuses settings, before a training, that could not stand in its record.
+
+    Raises:
+        InputError: naming the first that is something else than it should be.
+    """
+    for name, value in json.loads(json.dumps(dict(settings), default=str)).items():
+        what, holds = FORM_OF_SETTINGS.get(name, ("", lambda _: True))
+        if not holds(value):
+            raise InputError(f"{name} should be {what}, got {json.dumps(value)}.")
 
 
 def describe(path: str | Path) -> str:
