@@ -261,6 +261,10 @@ def test_what_weights_without_a_record_were_trained_on_is_said_to_be_unknown(tmp
         (("settings", "intensities"), {"ct": 3}),
         (("settings", "network"), {"in_channels": 2, "depth": 4}),
         (("settings", "invert_logits"), "perhaps"),
+        (("settings", "parent"), {"cases": "case_0"}),
+        (("patients",), ["case_0"]),
+        (("small_et_mm3",), "small"),
+        (("scan_range",), {"air": [0.1, 0.2]}),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else str(value)[:12],
 )

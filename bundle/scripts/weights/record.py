@@ -54,7 +54,7 @@ EXPORTED = (".ts", ".onnx", ".pt2")
 # What would give a wrong mask without a word: the order of modalities, sizes, and the network's own arguments.
 CONTRACT = ("modalities", "spacing_mm", "intensities", "roi_size", "network")
 # Of these an ensemble has one.
-OF_ALL_MEMBERS = (*CONTRACT, "label_convention", "stretch", "invert_logits", "largest_component_of")
+OF_ALL_MEMBERS = (*CONTRACT, "label_convention", "stretch", "invert_logits", "largest_component_of", "min_piece")
 
 
 def is_number(value: Any) -> bool:
@@ -82,6 +82,16 @@ FORM: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "epoch": ("a number", is_number),
     "metrics": ("an object of numbers", lambda value: is_mapping(value, is_number)),
 }
+OPTIONAL: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "patients": ("an object of texts", lambda value: is_mapping(value, is_text)),
+    "small_et_mm3": ("a number", is_number),
+    "scan_range": (
+        "the ends of volume_ml and air",
+        lambda value: (
+            is_mapping(value) and all(is_list(value.get(name), is_number, 2) for name in ("volume_ml", "air"))
+        ),
+    ),
+}
 NEEDED = ("modalities", "label_convention", "spacing_mm", "roi_size")
 FORM_OF_SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "modalities": ("different names", lambda value: is_list(value, is_text) and 0 < len(value) == len({*value})),
@@ -92,6 +102,15 @@ FORM_OF_SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "stretch": ("a number", is_number),
     "invert_logits": ("true or false", lambda value: str(value).lower() in ("true", "false")),
     "largest_component_of": ("a list of classes", lambda value: is_list(value, lambda number: type(number) is int)),
+    "min_piece": ("a number", is_number),
+    "parent": (
+        "the weights that it began with",
+        lambda value: (
+            is_mapping(value)
+            and is_list(value.get("cases", []), is_text)
+            and is_mapping(value.get("patients", {}), is_text)
+        ),
+    ),
     "network": (
         "the arguments of MISSU",
         lambda value: value is None or (is_mapping(value) and {*value} <= {*inspect.signature(MISSU).parameters}),
@@ -140,7 +159,7 @@ def check_form(file: Path, record: Mapping[str, Any]) -> None:
     Raises:
         InputError: naming the first part that is missing, or something else than it should be.
     """
-    parts = [(name, True, record, form) for name, form in FORM.items()]
+    parts = [(name, name in FORM, record, form) for name, form in (FORM | OPTIONAL).items()]
     settings = record.get("settings")
     if isinstance(settings, Mapping):
         parts += [(name, name in NEEDED, settings, form) for name, form in FORM_OF_SETTINGS.items()]
