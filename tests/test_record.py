@@ -261,6 +261,10 @@ def test_what_weights_without_a_record_were_trained_on_is_said_to_be_unknown(tmp
         (("settings", "intensities"), {"ct": 3}),
         (("settings", "network"), {"in_channels": 2, "depth": 4}),
         (("settings", "invert_logits"), "perhaps"),
+        (("settings", "parent"), {"cases": "case_0"}),
+        (("patients",), ["case_0"]),
+        (("small_et_mm3",), "small"),
+        (("scan_range",), {"air": [0.1, 0.2]}),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else str(value)[:12],
 )
@@ -278,6 +282,14 @@ def test_a_record_that_was_edited_by_hand_is_refused(tmp_path, part, value):
         read_record(path)
     for config in (parser("inference", checkpoint=path), parser("evaluating", checkpoint=path)):
         assert str(tmp_path / "liver.json") in sentence(config, "contract")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("spacing_mm", 2.0), ("roi_size", 64), ("modalities", "t1"), ("largest_component_of", 1)]
+)
+def test_a_setting_that_no_record_could_have_is_refused_before_the_training(tmp_path, name, value):
+    with pytest.raises(InputError, match=f"^{name} should be .*, got "):
+        write_weights(tmp_path / "liver.pt", **{name: value})
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '"text"', "null"])

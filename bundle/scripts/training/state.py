@@ -272,9 +272,7 @@ class TrainingState:
         there, here = state["of"], self.identity()
         advice = "resume with the same, or take another ckpt_dir"
         if lacking := [name for name in (*self.objects, "network") if name not in state]:
-            raise InputError(
-                f"The checkpoint {path} lacks the state of {lacking[0]}, which this training has: {advice}."
-            )
+            raise InputError(f"The checkpoint {path} lacks the state of {lacking[0]}, this training has one: {advice}.")
         for name, value in here["settings"].items():
             was = there.get("settings", {}).get(name)
             if was != value:

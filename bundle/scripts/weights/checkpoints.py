@@ -18,7 +18,7 @@ from ..data.cases import case_id_of, first_file, folder_of
 from ..errors import InputError
 from ..files import read_json, whole_file
 from ..networks import Ensemble
-from .record import arguments_of, describe, record_of, told_patients, write_record
+from .record import arguments_of, check_settings, describe, record_of, told_patients, write_record
 from .versions import versions
 
 __all__ = [
@@ -163,6 +163,9 @@ class WeightsSaver:
         only_best: ``True`` for a validation, whose key metric decides; ``False`` for the end of a training.
         data: the list of cases trained on, for the record beside the weights; ``None`` for no record.
         settings: what else the record tells of the training.
+
+    Raises:
+        InputError: when a setting could not be read from the record again.
     """
 
     def __init__(
@@ -178,6 +181,7 @@ class WeightsSaver:
         self.only_best = only_best
         self.data = data
         self.settings = settings or {}
+        check_settings(self.settings)
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_COMPLETED if self.only_best else Events.COMPLETED, self)

@@ -33,6 +33,7 @@ __all__ = [
     "arguments_of",
     "check_channels",
     "check_contract",
+    "check_settings",
     "check_unseen",
     "convention_to_write",
     "describe",
@@ -53,7 +54,7 @@ EXPORTED = (".ts", ".onnx", ".pt2")
 # What would give a wrong mask without a word: the order of modalities, sizes, and the network's own arguments.
 CONTRACT = ("modalities", "spacing_mm", "intensities", "roi_size", "network")
 # Of these an ensemble has one.
-OF_ALL_MEMBERS = (*CONTRACT, "label_convention", "stretch", "invert_logits", "largest_component_of")
+OF_ALL_MEMBERS = (*CONTRACT, "label_convention", "stretch", "invert_logits", "largest_component_of", "min_piece")
 
 
 def is_number(value: Any) -> bool:
@@ -81,6 +82,16 @@ FORM: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "epoch": ("a number", is_number),
     "metrics": ("an object of numbers", lambda value: is_mapping(value, is_number)),
 }
+OPTIONAL: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "patients": ("an object of texts", lambda value: is_mapping(value, is_text)),
+    "small_et_mm3": ("a number", is_number),
+    "scan_range": (
+        "the ends of volume_ml and air",
+        lambda value: (
+            is_mapping(value) and all(is_list(value.get(name), is_number, 2) for name in ("volume_ml", "air"))
+        ),
+    ),
+}
 NEEDED = ("modalities", "label_convention", "spacing_mm", "roi_size")
 FORM_OF_SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "modalities": ("different names", lambda value: is_list(value, is_text) and 0 < len(value) == len({*value})),
@@ -91,6 +102,15 @@ FORM_OF_SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "stretch": ("a number", is_number),
     "invert_logits": ("true or false", lambda value: str(value).lower() in ("true", "false")),
     "largest_component_of": ("a list of classes", lambda value: is_list(value, lambda number: type(number) is int)),
+    "min_piece": ("a number", is_number),
+    "parent": (
+        "the weights that it began with",
+        lambda value: (
+            is_mapping(value)
+            and is_list(value.get("cases", []), is_text)
+            and is_mapping(value.get("patients", {}), is_text)
+        ),
+    ),
     "network": (
         "the arguments of MISSU",
         lambda value: value is None or (is_mapping(value) and {*value} <= {*inspect.signature(MISSU).parameters}),
@@ -139,7 +159,7 @@ def check_form(file: Path, record: Mapping[str, Any]) -> None:
     Raises:
         InputError: naming the first part that is missing, or something else than it should be.
     """
-    parts = [(name, True, record, form) for name, form in FORM.items()]
+    parts = [(name, name in FORM, record, form) for name, form in (FORM | OPTIONAL).items()]
     settings = record.get("settings")
     if isinstance(settings, Mapping):
         parts += [(name, name in NEEDED, settings, form) for name, form in FORM_OF_SETTINGS.items()]
@@ -159,6 +179,18 @@ def check_form(file: Path, record: Mapping[str, Any]) -> None:
             f"The record {file} should have a modality for each of the in_channels, {network.get('in_channels')}, it "
             f"has {', '.join(record['settings']['modalities'])}: restore it, or delete it and give the knobs."
         )
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Refuses settings, before a training, that could not stand in its record.
+
+    Raises:
+        InputError: naming the first that is something else than it should be.
+    """
+    for name, value in json.loads(json.dumps(dict(settings), default=str)).items():
+        what, holds = FORM_OF_SETTINGS.get(name, ("", lambda _: True))
+        if not holds(value):
+            raise InputError(f"{name} should be {what}, got {json.dumps(value)}.")
 
 
 def describe(path: str | Path) -> str:
