@@ -58,7 +58,7 @@ def test_when_it_is_said(volume_ml, air, said, skull):
 def test_the_log_names_the_cases_that_are_outside(tmp_path, caplog):
     weights = tmp_path / "a.pt"
     weights.write_text("a")
-    write_record(weights, {"settings": {}, "scan_range": {"volume_ml": [10.0, 30.0], "air": [0.4, 0.5]}})
+    write_record(weights, {"settings": {}, "scan_range": {"volume_ml": [10.0, 30.0], "air": [0.5, 0.7]}})
 
     def load(item):
         image = ball(item["image"] / 2 - 1, item["image"])
