@@ -49,7 +49,7 @@ from scripts.weights.record import arguments_of, read_record, record_of, write_r
 SIDE = 64  # of a crop
 FOLDS = 3
 DROP = 0.4  # probability of a crop without some modalities, of the training on drawn brains
-MIN_PIECE = 0.15  # as in the shipped records
+MIN_PIECE = 0.05  # as in the shipped records
 DRAWN = "synthetic gliomas"
 Case = tuple[torch.Tensor, torch.Tensor]  # image (4, H, W, D) z-scored, classes (H, W, D)
 

@@ -2,8 +2,9 @@
 
     cd bundle && PYTHONPATH=. python ../experiments/scan_range.py --data DATA --output scans.csv
 
-``DATA`` has ``brats18``, ``brats``, ``brats2013``, ``chaos_t2spir``, ``hippocampus`` and ``dicom``. The range is that
-of ``brats18``; each of its cases is judged by the range of the other twelve.
+``DATA`` has ``brats18``, ``brats``, ``brats2013``, ``chaos_t2spir``, ``hippocampus`` and ``dicom``. The ranges are
+those of ``brats18``, as in the record of ``model.pt``, and of drawn brains, as for ``synthetic.pt``; a case of theirs
+is judged by the range of the others.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
+from scripts.data import SpacingOfKeysd
 from scripts.data.cases import LABEL, list_cases
 from scripts.data.loading import air
 from scripts.files import whole_file
@@ -26,12 +29,16 @@ from scripts.inference.scan_range import measure, outside
 from scripts.sources.dicom import read_slices, sorted_slices
 from scripts.sources.gliomas import SPACING_MM, draw_glioma
 
+RANGES = ("brats18", "drawn")
+
 
 def measured(volumes: Sequence[np.ndarray], spacing_mm: Sequence[float]) -> dict[str, float]:
-    """Numbers of a scan as it is loaded: its air is zero, and it is cut to the box of the rest."""
-    image = np.stack([volume - air(volume) for volume in volumes])
+    """Numbers of a scan as the network sees it: its air is zero, it is cut to the box of the rest, at 2 mm."""
+    image = np.stack([volume - air(volume) for volume in volumes]).astype(np.float32)
     (box,) = ndimage.find_objects((image != 0).any(0).astype(np.uint8))
-    return measure(torch.from_numpy(image[(slice(None), *box)].astype(np.float32)), spacing_mm)
+    scan = MetaTensor(torch.from_numpy(image[(slice(None), *box)]), affine=np.diag([*spacing_mm, 1.0]))
+    coarse = SpacingOfKeysd("image", pixdim=[SPACING_MM] * 3, mode="bilinear")({"image": scan})["image"]
+    return measure(coarse, coarse.pixdim.tolist())
 
 
 def of_files(paths: Sequence[Path]) -> dict[str, float]:
@@ -76,12 +83,14 @@ def main() -> None:
     rows = list(scans(arguments.data))
     with whole_file(arguments.output) as path, path.open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["group", "scan", "volume_ml", "air", "warned"])
+        table.writerow(["group", "scan", "volume_ml", "air", *(f"warned_by_{of}" for of in RANGES)])
         for group, name, found in rows:
-            others = [each for of, other, each in rows if of == "brats18" and other != name]
-            known = {key: [min(each[key] for each in others), max(each[key] for each in others)] for key in found}
-            warned = outside(found, known, is_brain=True) is not None
-            table.writerow([group, name, f"{found['volume_ml']:.0f}", f"{found['air']:.3f}", int(warned)])
+            warned = []
+            for of in RANGES:
+                others = [each for other_of, other, each in rows if other_of == of and (of, other) != (group, name)]
+                known = {key: [min(each[key] for each in others), max(each[key] for each in others)] for key in found}
+                warned.append(int(outside(found, known, is_brain=True) is not None))
+            table.writerow([group, name, f"{found['volume_ml']:.0f}", f"{found['air']:.3f}", *warned])
 
 
 if __name__ == "__main__":

@@ -73,10 +73,13 @@ def commands(document: Path) -> list[list[str]]:
     return [shlex.split(line, comments=True)[1:] for line in found]
 
 
-def help_of(command: str) -> str:
-    text = io.StringIO()
+def help_of(command: str, words: list[str]) -> str:
+    """The help of a command; that of ``segment`` depends on the weights, which the bundle has."""
+    text, weights = io.StringIO(), []
+    if "--checkpoint" in words and (BUNDLE / words[words.index("--checkpoint") + 1]).is_file():
+        weights = ["--checkpoint", str(BUNDLE / words[words.index("--checkpoint") + 1])]
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-        main([command, "--help"])
+        main([command, *weights, "--help"])
     return text.getvalue()
 
 
@@ -102,7 +105,7 @@ def test_commands_have_what_they_name(words):
     if module == "scripts":
         assert command in COMMANDS
         own = rest[: rest.index("--")] if "--" in rest else rest
-        known = set(re.findall(r"--(\w+)", help_of(command)))
+        known = set(re.findall(r"--(\w+)", help_of(command, own)))
         assert {word.removeprefix("--") for word in own if word.startswith("--")} <= known
     elif command == "run":
         configs = re.findall(r"configs/\w+\.json", rest[rest.index("--config_file") + 1])

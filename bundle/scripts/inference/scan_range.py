@@ -36,7 +36,7 @@ BUNDLE = Path(__file__).parents[2]
 KEY = "scan_range"
 # How far outside of the range of the training a scan may lie: few cases do not show all that there are.
 VOLUME_FACTOR = 1.3
-AIR_MARGIN = 0.15
+AIR_MARGIN = 0.1
 
 
 def measure(image: torch.Tensor, spacing_mm: Sequence[float]) -> dict[str, float]:
