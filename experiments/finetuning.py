@@ -50,7 +50,7 @@ TASKS = {
         ["mri"],
         {"seed": 0, "validation_fraction": 0.05, "testing_fraction": 0.15},
         [5, 20],
-        100,
+        80,
     ),
     # Thirteen cases: five to train on leave seven to test on, twenty are not there.
     "gliomas": Task(

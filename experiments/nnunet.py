@@ -18,6 +18,7 @@ import csv
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 import time
@@ -157,12 +158,16 @@ class Comparison:
         if (run / "trained.json").exists():
             return
         epochs = self.epochs(side)
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds = self.train(side, run, epochs, seed)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         record = {
             "side": side,
             "seed": seed,
             "epochs": epochs,
             "minutes": round(seconds / 60, 2),
+            "processor_minutes": round(processor / 60, 2),
             "budget_minutes": self.minutes,
             "threads": os.environ.get("OMP_NUM_THREADS", "1"),
             "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores",

@@ -110,3 +110,34 @@ def test_classes_that_do_not_overlap_are_no_regions():
     liver = {"labels": {"background": [0, 2], "liver": 1}}
     assert dataset_json(["ct"], liver, 2)["labels"] == {"background": 0, "liver": 1}
     assert "regions_class_order" not in dataset_json(["ct"], liver, 2)
+
+
+def test_a_dataset_json_says_what_the_commands_need(tmp_path, capsys):
+    """Channels and values of two contrasts, without a flag; and the sentence where nothing tells."""
+    root, predicted = tmp_path / "Dataset005_Prostate", tmp_path / "predicted"
+    for folder in (root / "imagesTr", root / "labelsTr", predicted):
+        folder.mkdir(parents=True)
+    for number in range(3):
+        label = np.zeros((8, 9, 10), np.uint8)
+        label[:4], label[4:6] = 1, 5
+        for channel in range(2):
+            noise = np.random.default_rng(10 * number + channel).normal(100, 1, label.shape)
+            image = nib.Nifti1Image((label + noise).astype(np.float32), np.eye(4))
+            nib.save(image, root / f"imagesTr/p{number}_{channel:04d}.nii.gz")
+        for path in (root / f"labelsTr/p{number}.nii.gz", predicted / f"p{number}.nii.gz"):
+            nib.save(nib.Nifti1Image(label, np.eye(4)), path)
+    content = {"channel_names": {"0": "T2", "1": "ADC"}, "labels": {"background": 0, "PZ": 1, "TZ": "5"}}
+    (root / "dataset.json").write_text(json.dumps(content))
+    given = ["--dataset_dir", str(root)]
+    assert main(["datalist", *given, "--output", str(tmp_path / "list.json")]) is None
+    assert json.loads((tmp_path / "list.json").read_text())["modalities"] == ["t2", "adc"]
+    assert main(["preflight", *given, "--deep"]) == 0
+    assert main(["to_nnunet", *given, "--output_dir", str(tmp_path / "Dataset006_Again")]) is None
+    written = json.loads((tmp_path / "Dataset006_Again" / "dataset.json").read_text())
+    assert written["channel_names"] == {"0": "t2", "1": "adc"}
+    assert written["labels"] == {"background": 0, "pz": 1, "tz": 2}
+    scoring = ["score", *given, "--prediction_dir", str(predicted), "--metrics", "['dice']"]
+    assert main([*scoring, "--output_dir", str(tmp_path / "eval")]) is None
+    assert "PZ dice" in capsys.readouterr().out
+    (root / "dataset.json").unlink()
+    assert "What the values of labels mean is not guessed" in str(main([*scoring, "--output_dir", str(tmp_path)]))

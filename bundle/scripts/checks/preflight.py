@@ -23,7 +23,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ..arguments import listed, mapped
-from ..data.cases import LABEL, MODALITIES, Case, case_id_of, case_of, list_cases
+from ..data.cases import LABEL, Case, case_id_of, case_of, list_cases, modalities_of
 from ..data.labels import Convention, convention_table
 from ..data.patients import patients_of, year_of
 from ..errors import InputError
@@ -213,20 +213,27 @@ def main(argv: Sequence[str]) -> int | None:
     parser.add_argument("--dataset_dir", type=Path, required=True, help="folder of cases, in subfolders or flat")
     parser.add_argument("--deep", action="store_true", help="read the voxels, too")
     parser.add_argument("--json", type=Path, help="write the faults to this file, too")
-    parser.add_argument("--modalities", type=listed(str), default=MODALITIES, help="those that each case has to have")
+    parser.add_argument(
+        "--modalities",
+        type=listed(str),
+        help="those that each case has to have; default: those of dataset.json, else all of BraTS",
+    )
     parser.add_argument("--suffixes", type=mapped, help="ends of foreign file names: \"{'T1w':'t1','dseg':'seg'}\"")
     parser.add_argument("--channel_order", type=listed(str), help="names of the channels of 4D files, in their order")
     parser.add_argument(
-        "--label_convention", default="brats2018", help="with --deep: of BraTS by name, or the path of a dataset.json"
+        "--label_convention",
+        help="with --deep: of BraTS by name, or the path of a dataset.json; default: the folder's, else brats2018",
     )
     parser.add_argument("--cache_rate", type=float, default=0.0, help="share of the cases to keep in memory")
     arguments = parser.parse_args(argv)
-    convention = arguments.label_convention if arguments.deep else None
+    of_folder = arguments.dataset_dir / "dataset.json"
+    default = of_folder if of_folder.is_file() else "brats2018"
+    convention = (arguments.label_convention or default) if arguments.deep else None
     if convention is not None:
         convention_table(convention)  # an unknown one is no fault of the cases
     result = preflight(
         list_cases(arguments.dataset_dir, suffixes=arguments.suffixes),
-        arguments.modalities,
+        arguments.modalities or modalities_of(arguments.dataset_dir),
         arguments.channel_order,
         convention,
         arguments.cache_rate,

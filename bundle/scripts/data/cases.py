@@ -157,6 +157,11 @@ def channel_names(root: Path) -> tuple[str, ...]:
     return channels
 
 
+def modalities_of(dataset_dir: str | Path) -> list[str]:
+    """The channels that the ``dataset.json`` of a folder names, else the modalities of BraTS."""
+    return list(channel_names(Path(dataset_dir)) or MODALITIES)
+
+
 def group(paths: Sequence[Path], suffixes: Mapping[str, str] | None = None) -> list[Case]:
     """Cases from files, sorted by case ID: files of one folder with the same case ID belong together.
 

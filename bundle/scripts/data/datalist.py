@@ -18,7 +18,7 @@ from typing import Any
 from ..arguments import listed, mapped
 from ..errors import InputError, flag
 from ..files import read_json, whole_file
-from .cases import LABEL, MODALITIES, WHOLE, Case, case_id_of, find_cases, first_file, list_cases
+from .cases import LABEL, MODALITIES, WHOLE, Case, case_id_of, find_cases, first_file, list_cases, modalities_of
 from .patients import looks_repeated, patient_of, patients_of, read_patients
 
 __all__ = ["inference_cases", "load_datalist", "make_datalist", "patients_in", "read_datalist"]
@@ -389,7 +389,7 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m scripts datalist", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--dataset_dir", type=Path, required=True, help="folder of cases, in subfolders or flat")
     parser.add_argument("--output", type=Path, required=True, help="the JSON file to write")
-    parser.add_argument("--modalities", type=listed(str), default=MODALITIES, help="default: all four of BraTS")
+    parser.add_argument("--modalities", type=listed(str), help="default: those of dataset.json, else all of BraTS")
     parser.add_argument("--seed", type=int, default=0, help="of the split")
     parser.add_argument("--validation_fraction", type=float, default=0.1)
     parser.add_argument("--testing_fraction", type=float, default=0.1)
@@ -399,6 +399,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--suffixes", type=mapped, help="ends of foreign file names: \"{'T1w':'t1','dseg':'seg'}\"")
     arguments = vars(parser.parse_args(argv))
     output = arguments.pop("output")
+    arguments["modalities"] = arguments["modalities"] or modalities_of(arguments["dataset_dir"])
     datalist = make_datalist(**arguments)
     write_new(output, json.dumps(datalist, indent=2) + "\n")
     counts = ", ".join(

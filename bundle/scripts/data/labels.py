@@ -199,6 +199,21 @@ def whole_numbers(values: Any, title: str, wanted: str) -> list[int]:
         raise InputError(f"{title} should have {wanted}, it has {values}.") from error
 
 
+def given_or_found(label_convention: Convention | None, dataset_dir: Path) -> Convention:
+    """A convention that is given, else the ``dataset.json`` of a folder.
+
+    Raises:
+        InputError: when there is neither.
+    """
+    found = dataset_dir / "dataset.json"
+    if label_convention is None and not found.is_file():
+        raise InputError(
+            f"What the values of labels mean is not guessed, and {found} is not there: give --label_convention, "
+            f"one of {', '.join(LABEL_CONVENTIONS)}, or the path of a dataset.json."
+        )
+    return found if label_convention is None else label_convention
+
+
 def recorded_convention(label_convention: Convention) -> str | dict[str, Any]:
     """A convention that needs no file: a name as it is, else the ``labels`` as nnU-Net writes them.
 

@@ -21,9 +21,17 @@ from tqdm.auto import tqdm
 
 from ..arguments import listed, mapped
 from ..errors import InputError
-from .cases import LABEL, MODALITIES, case_of
+from .cases import LABEL, case_of, modalities_of
 from .datalist import load_datalist, read_datalist
-from .labels import LABEL_CONVENTIONS, Convention, convention_table, painting_order, regions, values_to_classes
+from .labels import (
+    LABEL_CONVENTIONS,
+    Convention,
+    convention_table,
+    given_or_found,
+    painting_order,
+    regions,
+    values_to_classes,
+)
 from .loading import image_loader, read
 
 __all__ = ["dataset_json", "write_raw_folder"]
@@ -165,15 +173,17 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m scripts to_nnunet", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--dataset_dir", type=Path, required=True, help="folder of cases")
     parser.add_argument("--output_dir", type=Path, required=True, help="a new folder, nnUNet_raw/Dataset001_Name")
-    parser.add_argument("--modalities", type=listed(str), default=MODALITIES, help="default: all four of BraTS")
+    parser.add_argument("--modalities", type=listed(str), help="default: those of dataset.json, else all of BraTS")
     parser.add_argument(
         "--label_convention",
-        required=True,
-        help=f"of the labels: one of {', '.join(LABEL_CONVENTIONS)}, or the path of a dataset.json",
+        help=f"of the labels: one of {', '.join(LABEL_CONVENTIONS)}, or the path of a dataset.json; "
+        "default: the dataset.json of the folder",
     )
     parser.add_argument("--data_list_file_path", type=Path, help="the split; default: the one that a training makes")
     parser.add_argument("--suffixes", type=mapped, help="ends of foreign file names: \"{'T1w':'t1','dseg':'seg'}\"")
     arguments = parser.parse_args(argv)
+    arguments.modalities = arguments.modalities or modalities_of(arguments.dataset_dir)
+    arguments.label_convention = given_or_found(arguments.label_convention, arguments.dataset_dir)
     counts = write_raw_folder(**vars(arguments))
     output = arguments.output_dir
     print(

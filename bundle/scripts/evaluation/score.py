@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from ..arguments import listed, mapped
 from ..data.cases import LABEL, WHOLE, Case, find_cases
-from ..data.labels import Convention, classes_to_regions, regions, values_to_classes
+from ..data.labels import Convention, classes_to_regions, given_or_found, regions, values_to_classes
 from ..data.loading import check_same_space, image_loader, read
 from ..data.patients import patients_of, read_patients
 from ..errors import InputError
@@ -98,7 +98,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--prediction_dir", type=Path, required=True, help="folder with the masks to score")
     parser.add_argument("--output_dir", type=Path, default=Path("eval"), help="folder for the CSV files")
     parser.add_argument(
-        "--label_convention", required=True, help="of the labels: of BraTS by name, or the path of a dataset.json"
+        "--label_convention",
+        help="of the labels: of BraTS by name, or the path of a dataset.json; default: the dataset.json of the folder",
     )
     parser.add_argument("--prediction_convention", help="of the predictions, where it is another")
     parser.add_argument("--suffixes", type=mapped, help="ends of foreign file names: \"{'T1w':'t1','dseg':'seg'}\"")
@@ -111,4 +112,6 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--patients", type=Path, help="CSV with the columns case and patient; default: by the names")
     parser.add_argument("--lesion_dilations", type=int, default=3)
     parser.add_argument("--lesion_min_mm3", type=float, default=50.0)
-    score_masks(**vars(parser.parse_args(argv)))
+    arguments = parser.parse_args(argv)
+    arguments.label_convention = given_or_found(arguments.label_convention, arguments.dataset_dir)
+    score_masks(**vars(arguments))

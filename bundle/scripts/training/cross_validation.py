@@ -23,7 +23,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ..arguments import listed
-from ..data.cases import MODALITIES
+from ..data.cases import modalities_of
 from ..data.datalist import make_datalist, patients_in, write_new
 from ..data.patients import read_patients
 from ..errors import InputError
@@ -130,7 +130,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--folds", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--fold", type=int, help="only this one")
     parser.add_argument("--seed", type=int, default=0, help="of the split")
-    parser.add_argument("--modalities", type=listed(str), default=list(MODALITIES))
+    parser.add_argument("--modalities", type=listed(str), help="default: those of dataset.json, else all of BraTS")
     parser.add_argument("--patients", type=Path, help="CSV with the columns case and patient; default: by the names")
     parser.add_argument(
         "--config_file",
@@ -144,7 +144,7 @@ def main(argv: Sequence[str]) -> None:
     datalist = split_of(
         arguments.dataset_dir,
         output_dir,
-        arguments.modalities,
+        arguments.modalities or modalities_of(arguments.dataset_dir),
         arguments.folds,
         arguments.seed,
         arguments.patients,
@@ -153,7 +153,7 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(f"fold should be from 0 to {arguments.folds - 1}, got {arguments.fold}.")
     keep_settings(output_dir, arguments.dataset_dir, arguments.config_file, arguments.knobs)
     knobs = [*arguments.knobs, "--bundle_root", str(BUNDLE), "--dataset_dir", str(arguments.dataset_dir)]
-    knobs += ["--data_list_file_path", str(datalist), "--modalities", str(arguments.modalities)]
+    knobs += ["--data_list_file_path", str(datalist), "--modalities", str(modalities)]
     folds = range(arguments.folds) if arguments.fold is None else [arguments.fold]
     for fold in tqdm(folds, desc="folds", disable=None):
         run_fold(fold, arguments.config_file, knobs, output_dir)

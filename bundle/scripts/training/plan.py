@@ -26,7 +26,7 @@ from monai.losses import DiceCELoss
 
 from ..arguments import listed, mapped
 from ..data.datalist import load_datalist
-from ..data.labels import LABEL_CONVENTIONS, Convention, class_names, num_classes, recorded_convention
+from ..data.labels import LABEL_CONVENTIONS, Convention, class_names, given_or_found, num_classes, recorded_convention
 from ..errors import InputError
 from ..files import whole_file
 from ..inference.inferer import Bfloat16Inferer
@@ -403,14 +403,8 @@ def main(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
     if arguments.output.exists():
         raise InputError(f"output should be a new file, {arguments.output} exists.")
-    of_folder = arguments.dataset_dir / "dataset.json"
     modalities = arguments.modalities or find_modalities(arguments.dataset_dir, arguments.suffixes)
-    convention = arguments.label_convention or of_folder
-    if arguments.label_convention is None and not of_folder.is_file():
-        raise InputError(
-            f"What the values of labels mean is not guessed, and {of_folder} is not there: give --label_convention, "
-            f"one of {', '.join(LABEL_CONVENTIONS)}, or the path of a dataset.json."
-        )
+    convention = given_or_found(arguments.label_convention, arguments.dataset_dir)
     num_classes(convention)  # before cases are read
     entries = load_datalist(
         arguments.dataset_dir,
