@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .cases import CaseDataset, CaseEvaluator
 from .inferer import AdaptiveInferer, Bfloat16Inferer
-from .writer import AtomicNibabelWriter, MaskLayout
+from .writer import AtomicNibabelWriter, MaskLayout, ProbabilitiesLayout
 
 __all__ = [
     "AdaptiveInferer",
@@ -13,4 +13,5 @@ __all__ = [
     "CaseDataset",
     "CaseEvaluator",
     "MaskLayout",
+    "ProbabilitiesLayout",
 ]
