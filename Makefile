@@ -2,7 +2,7 @@
 # make test   all tests
 # make lint   the style and type checks
 # make test-slow   the experiments at a tenth of their budget: half an hour, needs MISSU_DATA
-# make test-clients   MONAI Label, exports, federated learning: installs an environment of gigabytes first
+# make test-clients   MONAI Label, exports, DICOM, browsers, federated learning: installs an environment of gigabytes first
 # make bench          speed and memory beside other networks and nnU-Net, on a CPU; installs an environment of its own first
 # make package        dist/<name>_v<version>.zip of the bundle with its weights and a bill of materials
 # make hugging_face   dist/hugging_face, the package as a repository with a page; says how to publish it
@@ -54,8 +54,9 @@ test-slow: $(VENV)/installed
 test-clients: $(VENV)/clients
 	$(BIN)/python -m pytest -m clients
 
-$(VENV)/clients: $(VENV)/installed requirements-exports.txt requirements-dicom.txt
-	$(BIN)/pip install --quiet --requirement requirements-exports.txt --requirement requirements-dicom.txt
+EXTRAS := requirements-exports.txt requirements-dicom.txt requirements-optional.txt
+$(VENV)/clients: $(VENV)/installed $(EXTRAS)
+	$(BIN)/pip install --quiet $(addprefix --requirement ,$(EXTRAS))
 	touch $@
 
 bench: $(VENV)-bench/installed

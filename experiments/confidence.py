@@ -14,9 +14,8 @@ What came out: ``results/confidence/README.md``.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,29 +23,26 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser
 from monai.transforms import Invertd
-from scipy.stats import spearmanr
 from tqdm.auto import tqdm
 
 from scripts.data import LoadImageCased, ValuesToClassesd, is_nonzero, regions
 from scripts.data.cases import LABEL, list_cases
 from scripts.data.labels import classes_to_regions
+from scripts.data.patients import patients_of
+from scripts.data.transforms import log_odds
+from scripts.evaluation.calibration import Calibration, rank_correlation
+from scripts.evaluation.report import write_csv
 from scripts.files import whole_file
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundle"
 RESULTS = Path(__file__).resolve().parent / "results" / "confidence"
 CONVENTION = "brats2018"
 REGIONS = regions(CONVENTION)
-NUM_BINS = 20
-NUM_RESAMPLES = 10_000
 
 
 def region_logits(logits: torch.Tensor) -> torch.Tensor:
     """Logits of classes (classes, ...) to those of regions (regions, ...): a sigmoid gives the softmax's sum."""
-    rows = []
-    for of in REGIONS.values():
-        others = [number for number in range(len(logits)) if number not in of]
-        rows.append(logits[list(of)].logsumexp(0) - logits[others].logsumexp(0))
-    return torch.stack(rows)
+    return torch.stack([log_odds(logits, of) for of in REGIONS.values()])
 
 
 def dice(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -123,6 +119,31 @@ def predict(checkpoint: Path, dataset_dir: Path, work_dir: Path) -> None:
                 dice=[dice(mask, of.float()) for mask, of in zip(masks, truths)],
                 numbers=json.dumps(numbers),
             )
+
+
+def tables(work_dir: Path) -> None:
+    """What each number is worth over cases; and of the probabilities what ``python -m scripts calibration`` writes."""
+    files = sorted(work_dir.glob("*.npz"))
+    patients = patients_of([path.stem for path in files])
+    calibration = Calibration(tuple(REGIONS))
+    dices, numbers = [], []
+    for path in tqdm(files, desc="cases", disable=None):
+        kept = np.load(path)
+        calibration.add(path.stem, 1 / (1 + np.exp(-kept["logits"].astype(np.float32))), kept["truth"])
+        dices.append(kept["dice"])
+        numbers.append(json.loads(str(kept["numbers"])))
+    calibration.report(patients, RESULTS)
+    owners = [patients[path.stem] for path in files]
+    rows = [["number", "region", "spearman", "ci95_low", "ci95_high", "mean_absolute_error"]]
+    for name in numbers[0]:
+        values, scores = np.array([each[name] for each in numbers]), np.array(dices)
+        for at, region in enumerate(REGIONS):
+            ranks = rank_correlation(values[:, at], scores[:, at], owners)
+            off = np.abs(values[:, at] - scores[:, at]).mean()
+            rows.append([name, region, *(f"{value:.3f}" for value in (*ranks, off))])
+    write_csv(RESULTS / "numbers.csv", rows)
+    for row in rows:
+        print("".join(f"{cell:>24}" for cell in row))
 
 
 def main() -> None:

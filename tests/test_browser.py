@@ -12,7 +12,7 @@ import pytest
 from scripts.__main__ import main
 
 pytestmark = pytest.mark.clients
-playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright, for its Python alone")
+playwright = pytest.importorskip("playwright.sync_api", reason="pip install -r requirements-optional.txt")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SOFTWARE_GL = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
 NO_GL = ["--no-sandbox", "--disable-gpu", "--disable-software-rasterizer", "--disable-3d-apis"]

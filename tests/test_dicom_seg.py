@@ -73,7 +73,7 @@ def voxel_places(seg: Path) -> dict[int, set[tuple[float, ...]]]:
 
 
 def dcmqi(program: str, *arguments: str | Path) -> None:
-    pytest.importorskip("dcmqi", reason="pip install -r requirements-dicom.txt")
+    pytest.importorskip("dcmqi", reason="pip install -r requirements-optional.txt")
     command = [Path(sys.executable).with_name(program), *arguments]
     subprocess.run(list(map(str, command)), check=True, capture_output=True)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from scripts.sources.study import choose_series, describe_choice, modality_of, r
 from scripts.weights.checkpoints import save_weights
 from scripts.weights.record import arguments_of
 
+BUNDLE = Path(__file__).parents[1] / "bundle"
 MODALITIES = ["t1", "t1ce", "t2", "flair"]
 SHAPE = (16, 24, 20)  # slices, rows, columns
 NUMBER, DESCRIPTION, STUDY, FRAME, AGENT = "0020|0011", "0008|103e", "0020|000d", "0020|0052", "0018|0010"
@@ -222,6 +226,75 @@ def test_a_seg_of_files_without_patient_is_refused(study, weights, tmp_path):
     assert "should say to which patient and study it belongs, it lacks PatientID, PatientName" in message
     assert "\n" not in message
     assert not output.parent.exists()
+
+
+STAND_IN = """
+import nibabel as nib
+import numpy as np
+from pathlib import Path
+
+class Modality:
+    def __init__(self, modality_name, input_path, raw_bet_output_path, atlas_correction):
+        self.name, self.input, self.output = modality_name, Path(input_path), Path(raw_bet_output_path)
+
+class CenterModality(Modality):
+    pass
+
+class NativeSpacePreprocessor:
+    def __init__(self, center_modality, moving_modalities, temp_folder, use_gpu):
+        assert type(center_modality) is CenterModality
+        self.parts, self.temp_folder = [center_modality, *moving_modalities], temp_folder
+
+    def run(self, log_file):
+        if {fails}:
+            raise OSError("no network\\nto get the weights of HD-BET.")
+        center = nib.load(self.parts[0].input)
+        for part in self.parts:
+            brain = np.zeros(center.shape, np.float32)
+            inside = tuple(slice(side // 4, -(side // 4)) for side in center.shape)
+            brain[inside] = np.random.default_rng(0).integers(100, 200, brain[inside].shape)
+            nib.save(nib.Nifti1Image(brain, center.affine), part.output)
+"""
+
+
+def prepare_with_stand_in(study: Path, weights: Path, tmp_path: Path, fails: bool) -> subprocess.CompletedProcess[str]:
+    """The command in a process that finds a stand-in of brainles-preprocessing, as its 0.6.14 documents its API."""
+    package = tmp_path / "site" / "brainles_preprocessing"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "modality.py").write_text(STAND_IN.replace("{fails}", str(fails)))
+    (package / "preprocessor.py").write_text("from .modality import NativeSpacePreprocessor\n")
+    about = tmp_path / "site" / "brainles_preprocessing-0.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: brainles-preprocessing\nVersion: 0.0\n")
+    arguments = ["--checkpoint", weights, "--dicom", study, "--output", tmp_path / "out" / "mask.nii.gz"]
+    command = [sys.executable, "-m", "scripts", "segment", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    return subprocess.run(command, cwd=BUNDLE, env=environment, capture_output=True, text=True)
+
+
+def with_skull_on_two_grids(study: Path) -> None:
+    for file in (study / "S2").iterdir():
+        file.unlink()
+    add(study, 2, "ax t1 se", np.pad(with_skull(), ((0, 1), (0, 0), (0, 0)), mode="edge"))
+
+
+def test_a_brain_is_prepared_where_that_is_installed(study, weights, tmp_path):
+    with_skull_on_two_grids(study)
+    done = prepare_with_stand_in(study, weights, tmp_path, fails=False)
+    assert done.returncode == 0, done.stderr
+    assert "brainles-preprocessing 0.0 registers the series to t1ce and strips the skull" in done.stdout + done.stderr
+    reader = SimpleITK.ImageSeriesReader()
+    reader.SetFileNames([str(study / "S6" / f"IM{index}.1") for index in range(SHAPE[0])])
+    assert SimpleITK.ReadImage(str(tmp_path / "out" / "mask.nii.gz")).GetSize() == reader.Execute().GetSize()
+
+
+def test_a_preparation_that_fails_ends_in_a_sentence(study, weights, tmp_path):
+    with_skull_on_two_grids(study)
+    done = prepare_with_stand_in(study, weights, tmp_path, fails=True)
+    assert done.returncode == 1
+    assert "Error: brainles-preprocessing could not prepare the brain: to get the weights of HD-BET." in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_seg_needs_dicom(weights, tiny_case, tmp_path):

@@ -23,7 +23,7 @@ SCRIPTS = ROOT / "bundle" / "scripts"
 REFERENCE = ROOT / "docs" / "reference"
 WORKFLOWS = ("train.json", "evaluate.json", "inference.json")
 COMPLETE = ("train.json", "inference.json")
-NOT_OVERLAYS = (*WORKFLOWS, "metadata.json", "fl_filters.json")
+NOT_OVERLAYS = (*WORKFLOWS, "metadata.json", "fl_filters.json", "mlflow.json")
 HEAD = "*Made by `make reference` from the {of}: change it there.*"
 
 # What each knob means, in one line. Where a knob is new, its line is added here.
@@ -37,6 +37,7 @@ MEANING = {
     "ckpt_dir": "where weights and checkpoints go",
     "output_dir": "where masks, tables and TensorBoard files go",
     "checkpoint": "the weights to use",
+    "probabilities_dir": "where [probabilities](../evaluate.md#calibration) of regions are kept; by default nowhere",
     "skip_existing": "`true` leaves out the cases that have a mask in `output_dir`, so that a run goes on",
     "modalities": "those of the cases, by name; in a training the channels of the network, in this order",
     "network_modalities": "channels of the network, by name, in this order; `modalities` may be some of them",

@@ -26,6 +26,7 @@ COMMANDS = {
         "train all folds and score each case by the one that left it out",
     ),
     "score": ("evaluation.score", "score masks that are there already"),
+    "calibration": ("evaluation.calibration", "whether probabilities are what they say, and rank cases by their Dice"),
     "subsets": ("evaluation.subsets", "score weights with each subset of their modalities"),
     "small_et": ("evaluation.small_et", "choose the volume below which enhancing tumor is taken for core"),
     "scan_range": ("inference.scan_range", "store with weights what a scan of their training looks like"),

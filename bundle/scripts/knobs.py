@@ -44,7 +44,21 @@ def check_command() -> None:
     if "config_file" in given:
         config_files = as_list(given["config_file"])
         check_overlays(config_files, given)
-        check_knobs(given.keys() - OF_MONAI, config_files, given.get("meta_file"))
+        known = OF_MONAI | of_tracking(given.get("tracking"))
+        check_knobs(given.keys() - known, config_files, given.get("meta_file"))
+
+
+def of_tracking(tracking: Any) -> set[str]:
+    """The knobs that MONAI adds to a config for ``--tracking``, of settings or their file.
+
+    Raises:
+        InputError: when it is ``mlflow``: MONAI's settings look for the loss in a list, the trainer's output is none.
+    """
+    if tracking is None:
+        return set()
+    if tracking == "mlflow":
+        raise InputError("--tracking should be configs/mlflow.json, whose settings fit this trainer, it is mlflow.")
+    return set((ConfigParser.load_config_file(tracking) if isinstance(tracking, str) else tracking)["configs"])
 
 
 def flags(arguments: Iterable[str]) -> dict[str, str]:

@@ -33,6 +33,7 @@ __all__ = [
     "LargestLogitd",
     "NormalizeChannelsd",
     "RandModalityDropoutd",
+    "RegionProbabilitiesd",
     "RegionsToClassesd",
     "RemoveSmallPiecesd",
     "SpacingOfKeysd",
@@ -333,6 +334,55 @@ class RegionsToClassesd(ConventionTransform):
         for key in self.key_iterator(d):
             d[key] = regions_to_classes(d[key], self.label_convention)
         return d
+
+
+class RegionProbabilitiesd(ConventionTransform):
+    """Logits become the probabilities of the regions (regions, H, W, D) under another key.
+
+    With ``softmax`` they are of classes (classes, H, W, D): the logit of a region is the log odds of its classes, so
+    that its sigmoid is the sum of their softmax. Without, they are of the regions. Where all are zero, as ``Invertd``
+    leaves them around a crop, a probability is 0.
+
+    Args:
+        keys: of logits.
+        output_key: of the probabilities.
+        label_convention: whose regions are meant.
+        softmax: whether the logits are of classes.
+        temperature: by which the logits of a region are divided, 1 where it is not named.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        output_key: str,
+        label_convention: Convention,
+        softmax: bool,
+        temperature: Mapping[str, float],
+    ) -> None:
+        super().__init__(keys, label_convention)
+        self.output_key = output_key
+        self.softmax = softmax
+        self.temperature = temperature
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            logits = torch.as_tensor(d[key].as_tensor(), dtype=torch.float32)
+            rows = []
+            for channel, (name, of) in enumerate(regions(self.label_convention).items()):
+                row = log_odds(logits, of) if self.softmax else logits[channel]
+                rows.append((row / self.temperature.get(name, 1.0)).sigmoid())
+            probabilities = torch.stack(rows) * (logits != 0).any(0)
+            d[self.output_key] = MetaTensor(
+                probabilities, meta=d[key].meta, applied_operations=d[key].applied_operations
+            )
+        return d
+
+
+def log_odds(logits: torch.Tensor, of: Sequence[int]) -> torch.Tensor:
+    """The logit of being in some of the classes, by the logits of all (classes, ...)."""
+    others = [number for number in range(len(logits)) if number not in of]
+    return logits[list(of)].logsumexp(0) - logits[others].logsumexp(0)
 
 
 def name_by_case(meta: Mapping[str, Any], _: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from .cases import CaseDataset, CaseEvaluator
 from .inferer import AdaptiveInferer, Bfloat16Inferer
 from .record import MaskRecord
 from .scan_range import ScanRangeWarning
-from .writer import AtomicNibabelWriter, MaskLayout
+from .writer import AtomicNibabelWriter, MaskLayout, ProbabilitiesLayout
 
 __all__ = [
     "AdaptiveInferer",
@@ -17,4 +17,5 @@ __all__ = [
     "MaskLayout",
     "MaskRecord",
     "ScanRangeWarning",
+    "ProbabilitiesLayout",
 ]

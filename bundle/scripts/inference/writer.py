@@ -14,7 +14,7 @@ from monai.data import FolderLayoutBase, NibabelWriter
 from ..data.cases import mask_of
 from ..files import whole_file
 
-__all__ = ["AtomicNibabelWriter", "MaskLayout"]
+__all__ = ["AtomicNibabelWriter", "MaskLayout", "ProbabilitiesLayout"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,21 @@ class MaskLayout(FolderLayoutBase):
     def filename(self, **kwargs: Any) -> Path:
         """The file of the mask of ``case_id``."""
         return mask_of(self.output_dir, kwargs["case_id"])
+
+
+class ProbabilitiesLayout(FolderLayoutBase):
+    """``folder_layout`` of ``SaveImaged`` for what is no mask: a file is called as its case.
+
+    Args:
+        output_dir: where the files go; one that is there is replaced.
+    """
+
+    def __init__(self, output_dir: str) -> None:
+        self.output_dir = Path(output_dir)
+
+    def filename(self, **kwargs: Any) -> Path:
+        """The file of ``case_id``."""
+        return self.output_dir / f"{kwargs['case_id']}.nii.gz"
 
 
 class AtomicNibabelWriter(NibabelWriter):

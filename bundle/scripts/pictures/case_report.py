@@ -31,11 +31,12 @@ from ..data.cases import LABEL, MODALITIES, WHOLE, Case, find_cases
 from ..data.labels import Convention, is_lesion, outermost, regions
 from ..data.loading import CT
 from ..errors import InputError
+from ..evaluation.calibration import expected_dice
 from ..evaluation.lesions import TOUCHING
 from ..files import check_writable, whole_file
 from ..weights.record import convention_to_write, read_record, recorded, sha256
 from ..weights.versions import versions
-from .picture import MODALITY_TITLES, ShownCase, color_of, radiological_slice, show_case, window
+from .picture import MODALITY_TITLES, ShownCase, color_of, radiological_slice, read_turned, show_case, window
 from .viewer import viewer_of
 
 __all__ = ["describe_case", "report_case", "write_index", "write_report"]
@@ -142,6 +143,7 @@ def describe_case(
     checkpoint: Path | None,
     faults: Iterable[Fault],
     seconds: float | None = None,
+    probabilities: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """What a report says, ready for JSON.
 
@@ -152,6 +154,7 @@ def describe_case(
         checkpoint: the weights that made the mask, where they are known.
         faults: what preflight found.
         seconds: that the segmentation took, where it was measured.
+        probabilities: of the regions (regions, H, W, D), where they were kept.
     """
     of_regions = regions(label_convention)
     return {
@@ -164,6 +167,12 @@ def describe_case(
         "volumes": {name: volumes_of(case, mask, of_regions) for name, mask in case.masks.items()},
         "pieces": find_pieces(case, of_regions),
         "dice": dice_of(case, of_regions) if "truth" in case.masks else None,
+        "expected_dice": None
+        if probabilities is None
+        else {
+            name: expected_dice(np.isin(case.masks["prediction"], of), likely)
+            for (name, of), likely in zip(of_regions.items(), probabilities)
+        },
         "warnings": [{"fault": fault.fault, "detail": fault.detail} for fault in faults],
         "weights": describe_weights(checkpoint),
         "seconds": seconds,
@@ -179,19 +188,28 @@ def report_case(
     prediction_convention: Convention,
     checkpoint: Path | None,
     seconds: float | None = None,
+    probabilities: Path | None = None,
 ) -> tuple[ShownCase, dict[str, Any]]:
     """A case, its mask and its label where it has one, checked and described.
 
     Raises:
-        InputError: as :func:`scripts.pictures.picture.show_case`.
+        InputError: as :func:`scripts.pictures.picture.show_case`, and when the probabilities have another shape.
     """
+    likely = None
+    if probabilities is not None:
+        likely = read_turned(case.case_id, probabilities, list(regions(prediction_convention)))
     shown = show_case(case, modalities, prediction, label_convention, prediction_convention)
     faults = preflight([case], modalities, label_convention=label_convention).faults
     image = case.image(modalities)
     files = {**image} if isinstance(image, Mapping) else {WHOLE: image}
     if LABEL in case.files:
         files["truth"] = case.file(LABEL)
-    return shown, describe_case(shown, files, prediction_convention, checkpoint, faults, seconds)
+    if likely is not None and likely.shape[1:] != shown.base.shape:
+        raise InputError(
+            f"Case {case.case_id}: {probabilities} should have the shape of the scans, "
+            f"{list(shown.base.shape)}, it has {list(likely.shape[1:])}."
+        )
+    return shown, describe_case(shown, files, prediction_convention, checkpoint, faults, seconds, likely)
 
 
 def data_uri(grey: np.ndarray) -> str:
@@ -280,6 +298,11 @@ def title(name: str) -> str:
     return MODALITY_TITLES.get(name, name.upper() if len(name) < 4 else name)
 
 
+def has_temperature(weights: Mapping[str, Any] | None) -> bool:
+    """Whether the record of weights has a temperature, by what a report says of them."""
+    return bool(weights and weights["record"] and weights["record"]["settings"].get("temperature"))
+
+
 def write_report(case: ShownCase, content: Mapping[str, Any], output: Path) -> None:
     """Writes a report as HTML to ``output``, and as JSON beside it."""
     box = box_of(case)
@@ -295,6 +318,7 @@ def write_report(case: ShownCase, content: Mapping[str, Any], output: Path) -> N
             base=next(at for at, image in enumerate(case.images.values()) if image is case.base),
             classes={number: (name, color_of(number)) for number, name in sorted(case.names.items())},
             scale_mm=SCALE_MM,
+            temperature=has_temperature(content["weights"]),
         )
     )
     for path, text in ((output, page), (output.with_suffix(".json"), json.dumps(content, indent=2) + "\n")):
@@ -321,6 +345,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--dataset_dir", type=Path, required=True, help="folder of cases, or of one case")
     parser.add_argument("--prediction_dir", type=Path, required=True, help="folder with their masks")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for the pages, a new one")
+    parser.add_argument("--probabilities_dir", type=Path, help="what inference wrote there, for the expected Dice")
     parser.add_argument("--checkpoint", type=Path, help="the weights that made the masks")
     parser.add_argument("--modalities", type=listed(str), help="those to show; default: those of the weights' record")
     parser.add_argument("--label_convention", help="of the labels; default: that of the weights' training")
@@ -338,11 +363,22 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(f"No case of {arguments.dataset_dir} has a mask in {arguments.prediction_dir}.")
     if any(case.case_id.lower() == INDEX for case in cases):
         raise InputError(f"Case {INDEX}: its page would be that of all cases, {INDEX}.html: rename it.")
+    probabilities = {}
+    if arguments.probabilities_dir is not None:
+        found = find_cases(arguments.probabilities_dir, knob="probabilities_dir")
+        probabilities = {case.case_id: case.file(WHOLE) for case in found}
+        for case in cases:
+            if case.case_id not in probabilities:
+                raise InputError(
+                    f"Case {case.case_id}: its probabilities are missing in {arguments.probabilities_dir}."
+                )
     check_writable(arguments.output_dir, "output_dir")
     contents = []
     for case in tqdm(cases, desc="reports", leave=False, disable=None):
+        conventions = (label_convention, prediction_convention)
+        likely = probabilities.get(case.case_id)
         shown, content = report_case(
-            case, masks[case.case_id], modalities, label_convention, prediction_convention, arguments.checkpoint
+            case, masks[case.case_id], modalities, *conventions, arguments.checkpoint, None, likely
         )
         write_report(shown, content, arguments.output_dir / f"{case.case_id}.html")
         contents.append(content)

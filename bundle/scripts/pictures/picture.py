@@ -132,6 +132,15 @@ def show_case(
     return ShownCase(case.case_id, images, masks, names, spacing_mm)
 
 
+def read_turned(case_id: str, file: Path, channels: Sequence[str]) -> np.ndarray:
+    """The channels of a file (channels, H, W, D) with the axes right, anterior, superior.
+
+    Raises:
+        InputError: when it cannot be read, or has another number of channels.
+    """
+    return turned(read(image_loader(), case_id, file, channels), Orientation(axcodes="RAS", labels=None))
+
+
 def turned(volumes: torch.Tensor, turn: Orientation) -> np.ndarray:
     return np.asarray(torch.as_tensor(turn(volumes)))
 

@@ -1,4 +1,4 @@
-"""The volumes of a page, and NiiVue, which scrolls through them: all in the page, so that it opens without a network."""
+"""The volumes of a page, and NiiVue, which scrolls through them: all within the page, so that it opens offline."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def viewer_of(case: ShownCase, greys: Mapping[str, np.ndarray], box: Sequence[sl
         box: the part that is shown.
 
     Returns:
-        ``script``, ``images`` in the order of ``greys``, ``masks`` by name, and ``about``: the first voxel and the size of
-        the voxels in mm, shape and names and colors of classes.
+        ``script``, ``images`` in the order of ``greys``, ``masks`` by name, and ``about``: the first voxel, the size of
+        voxels in mm, names and colors of classes.
     """
     shown = tuple(box)
     shape = case.base[shown].shape
@@ -49,7 +49,6 @@ def viewer_of(case: ShownCase, greys: Mapping[str, np.ndarray], box: Sequence[sl
         "about": {
             "first": [int(side.start) for side in shown],
             "spacing_mm": [float(size) for size in case.spacing_mm],
-            "shape": list(case.base.shape),
             "classes": {
                 number: {"name": name, "color": [int(color_of(number)[at : at + 2], 16) for at in (1, 3, 5)]}
                 for number, name in sorted(case.names.items())

@@ -141,13 +141,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("knobs", nargs="*", help="after --: knobs of the training, such as -- --max_epochs 300")
     arguments = parser.parse_args(argv)
     output_dir = arguments.output_dir
+    modalities = arguments.modalities or modalities_of(arguments.dataset_dir)
     datalist = split_of(
-        arguments.dataset_dir,
-        output_dir,
-        arguments.modalities or modalities_of(arguments.dataset_dir),
-        arguments.folds,
-        arguments.seed,
-        arguments.patients,
+        arguments.dataset_dir, output_dir, modalities, arguments.folds, arguments.seed, arguments.patients
     )
     if arguments.fold is not None and arguments.fold not in range(arguments.folds):
         raise InputError(f"fold should be from 0 to {arguments.folds - 1}, got {arguments.fold}.")

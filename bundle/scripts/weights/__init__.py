@@ -5,7 +5,15 @@ from __future__ import annotations
 from .checkpoints import CheckpointLoader, WeightsSaver, fold_checkpoints
 from .engines import OnnxNetwork, TorchExportNetwork, TorchScriptNetwork
 from .pretrained import load_pretrained, network_like, parent_of
-from .record import check_channels, check_contract, check_unseen, convention_to_write, network_of_record, recorded
+from .record import (
+    check_channels,
+    check_contract,
+    check_unseen,
+    convention_to_write,
+    network_of_record,
+    recorded,
+    temperature_of,
+)
 
 __all__ = [
     "CheckpointLoader",
@@ -23,4 +31,5 @@ __all__ = [
     "network_of_record",
     "parent_of",
     "recorded",
+    "temperature_of",
 ]

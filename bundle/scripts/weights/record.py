@@ -37,11 +37,13 @@ __all__ = [
     "check_unseen",
     "convention_to_write",
     "describe",
+    "keep_setting",
     "network_of_record",
     "read_record",
     "record_of",
     "recorded",
     "sha256",
+    "temperature_of",
     "told_patients",
     "trained_patients",
     "write_record",
@@ -265,6 +267,24 @@ def recorded(checkpoint: str | Sequence[str], name: str, default: Any) -> Any:
         default: its value without a record.
     """
     return settings_of(checkpoint).get(name, default)
+
+
+def keep_setting(checkpoint: Path, name: str, value: Any) -> None:
+    """Puts a knob's value into the record of weights.
+
+    Raises:
+        InputError: when there is no record.
+    """
+    record = read_record(checkpoint)
+    if record is None:
+        raise InputError(f"The weights {checkpoint} should have a record, {record_of(checkpoint)} is not there.")
+    write_record(checkpoint, {**record, "settings": {**record["settings"], name: value}})
+
+
+def temperature_of(checkpoint: str | Sequence[str]) -> dict[str, float]:
+    """What the logits of each region are divided by; none of an ensemble, of which it was not fitted."""
+    paths = ensure_tuple(checkpoint)
+    return dict(recorded(paths, "temperature", {})) if len(paths) == 1 else {}
 
 
 def convention_to_write(checkpoint: str | Sequence[str], default: Convention) -> Convention:
