@@ -67,7 +67,8 @@ def test_a_document_is_short(document):
 
 def commands(document: Path) -> list[list[str]]:
     """The words of each command of this bundle in the code of a document, from ``-m`` on."""
-    blocks = re.findall(r"```(?:bash)?\n(.*?)```", document.read_text(), re.DOTALL)
+    fenced = re.findall(r"```(\w*)\n(.*?)```", document.read_text(), re.DOTALL)
+    blocks = [text for language, text in fenced if language in ("", "bash")]
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     found = [line[line.index(" -m ") :] for line in lines if re.search(r" -m (monai\.bundle|scripts) ", line)]
     return [shlex.split(line, comments=True)[1:] for line in found]
