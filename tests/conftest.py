@@ -19,6 +19,15 @@ MODALITIES = ("t1", "t1ce", "t2", "flair")
 SHAPE = (20, 24, 16)
 AFFINE = np.array([[-1.5, 0, 0, 15], [0, -1.25, 0, 14], [0, 0, 2, -16], [0, 0, 0, 1]])  # LPS, as BraTS is
 
+# What a record of weights has to have; of the settings likewise.
+RECORD = {"dataset": "BraTS", "cases": [], "epoch": 1, "metrics": {}}
+SETTINGS = {
+    "modalities": list(MODALITIES),
+    "label_convention": "brats2018",
+    "spacing_mm": [1, 1, 1],
+    "roi_size": [16, 16, 16],
+}
+
 WriteCase = Callable[..., dict[str, Path]]
 
 

@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from conftest import RECORD, SETTINGS
 
 from scripts.__main__ import main
 from scripts.errors import InputError, one_sentence
@@ -156,9 +157,7 @@ def test_the_record_goes_with_each_format(checkpoint, config_file, tmp_path, mon
     monkeypatch.setattr(export_module, "safetensors_torch", SimpleNamespace(save=lambda _: b""))
     weights = tmp_path / "weights.pt"
     weights.write_bytes(checkpoint.read_bytes())
-    settings = {"modalities": ["t1", "t1ce", "t2", "flair"], "label_convention": "brats2018"}
-    settings |= {"spacing_mm": [1, 1, 1], "roi_size": [16, 16, 16]}
-    write_record(weights, {"dataset": "x", "cases": [], "epoch": 1, "metrics": {}, "settings": settings})
+    write_record(weights, {**RECORD, "settings": SETTINGS})
     export(tmp_path / "exports", weights, config_file)
     for file, _ in FORMATS.values():
         assert read_record(tmp_path / "exports" / file)["settings"] == read_record(weights)["settings"]

@@ -77,8 +77,6 @@ def test_an_unknown_knob_is_refused(monkeypatch, config_file, flag, nearest):
             "m.json",
             "--logging_file",
             "l.conf",
-            "--tracking",
-            "mlflow",
         ),
         ("run", "--config_file", INFERENCE, "--init_id", "a", "--final_id", "b", "--_meta_#version", "1"),
         ("verify_net_in_out", "--config_file", INFERENCE, "--net_id", "network_def"),

@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 import torch
+from conftest import RECORD, SETTINGS
 from monai.data import DataLoader, MetaTensor
 from torch import nn
 
@@ -44,7 +45,7 @@ def test_each_mask_has_its_own(tmp_path):
     weights = [tmp_path / "a.pt", tmp_path / "b.pt"]
     for path in weights:
         path.write_text(path.name)
-    write_record(weights[0], {"dataset": "BraTS"})
+    write_record(weights[0], {**RECORD, "settings": SETTINGS})
     made = records(tmp_path / "masks", weights)
     assert list(made) == ["site.1_seg.json", "site.2_seg.json", "site.3_seg.json"]
     first, second, third = made.values()

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from conftest import RECORD, SETTINGS
 from monai.data import DataLoader, MetaTensor
 from torch import nn
 
@@ -58,7 +59,9 @@ def test_when_it_is_said(volume_ml, air, said, skull):
 def test_the_log_names_the_cases_that_are_outside(tmp_path, caplog):
     weights = tmp_path / "a.pt"
     weights.write_text("a")
-    write_record(weights, {"settings": {}, "scan_range": {"volume_ml": [10.0, 30.0], "air": [0.5, 0.7]}})
+    write_record(
+        weights, {**RECORD, "settings": SETTINGS, "scan_range": {"volume_ml": [10.0, 30.0], "air": [0.5, 0.7]}}
+    )
 
     def load(item):
         image = ball(item["image"] / 2 - 1, item["image"])
@@ -92,7 +95,8 @@ def test_the_range_is_stored_beside_the_weights(tmp_path, capsys):
     weights.write_text("weights")
     arguments = ["scan_range", "--dataset_dir", str(tmp_path / "cases"), "--checkpoint", str(weights)]
     assert "should have a record" in str(main(arguments))
-    write_record(weights, {"settings": {"modalities": ["t1", "flair"]}, "cases": ["p1"]})
+    settings = {**SETTINGS, "modalities": ["t1", "flair"], "spacing_mm": [-1, -1, -1]}
+    write_record(weights, {**RECORD, "settings": settings, "cases": ["p1"]})
     assert main(arguments) is None
     known = json.loads(capsys.readouterr().out)
     assert read_record(weights)["scan_range"] == known

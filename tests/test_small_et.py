@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import RECORD, SETTINGS
 from monai.data import MetaTensor
 from torch import nn
 
@@ -76,13 +77,8 @@ def write_metrics(path: Path, cases: dict[str, tuple[float, float, float]]) -> P
     return path
 
 
-SETTINGS = {"modalities": ["t1"], "label_convention": "brats2018", "spacing_mm": [1, 1, 1], "roi_size": [16, 16, 16]}
-
-
 def save(path: Path, cases: list[str]) -> str:
-    save_weights(
-        nn.Conv1d(1, 1, 1), path, {"dataset": "x", "cases": cases, "epoch": 1, "metrics": {}, "settings": SETTINGS}
-    )
+    save_weights(nn.Conv1d(1, 1, 1), path, {**RECORD, "cases": cases, "settings": SETTINGS})
     return str(path)
 
 

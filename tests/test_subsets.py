@@ -48,6 +48,7 @@ def weights(tmp_path):
     torch.manual_seed(0)
     network = MISSU(2, 4, 16, init_filters=4, hidden_size=8, mlp_dim=8, num_layers=1, num_heads=2)
     settings = {"modalities": ["t1ce", "flair"], "roi_size": [16, 16, 16], "label_convention": "brats2018"}
+    settings |= {"spacing_mm": [-1, -1, -1]}
     settings |= {"network": arguments_of(network), "modality_dropout": 0.5}
     path = tmp_path / "weights.pt"
     save_weights(network, path, {"settings": settings, "cases": [], "metrics": {}, "dataset": "phantoms", "epoch": 1})

@@ -105,6 +105,7 @@ FORM_OF_SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "invert_logits": ("true or false", lambda value: str(value).lower() in ("true", "false")),
     "largest_component_of": ("a list of classes", lambda value: is_list(value, lambda number: type(number) is int)),
     "min_piece": ("a number", is_number),
+    "temperature": ("an object of numbers", lambda value: is_mapping(value, is_number)),
     "parent": (
         "the weights that it began with",
         lambda value: (
