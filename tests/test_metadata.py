@@ -19,6 +19,7 @@ METADATA = Path(__file__).parents[1] / "bundle" / "configs" / "metadata.json"
 def write_weights(path: Path, modalities: list[str], convention: object, classes: int) -> Path:
     network = MISSU(len(modalities), classes, 16, init_filters=4, hidden_size=8, mlp_dim=8, num_layers=1, num_heads=2)
     settings = {"modalities": modalities, "label_convention": convention, "network": arguments_of(network)}
+    settings |= {"spacing_mm": [-1, -1, -1], "roi_size": [16, 16, 16]}
     record = {"settings": settings, "cases": [], "metrics": {"dice": 0.8}, "dataset": "Task05_Prostate", "epoch": 1}
     save_weights(network, path, record)
     return path
