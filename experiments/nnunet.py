@@ -34,7 +34,7 @@ from scripts.errors import InputError
 from scripts.evaluation.report import write_csv
 from scripts.files import whole_file
 from scripts.training.fingerprint import find_modalities
-from scripts.training.plan import plan_validations
+from scripts.training.schedule import plan_validations
 
 STAGES = ("plans", "trials", "train", "score")
 SIDES = OURS, NNUNET = "missu", "nnunet"

@@ -12,7 +12,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from ..data.cases import LABEL, WHOLE, Case
+from ..data.cases import LABEL, MODALITIES, WHOLE, Case
 from ..data.labels import Convention, regions, values_to_classes
 from ..data.loading import air, corner_distance, is_invertible, read_checked
 
@@ -96,6 +96,8 @@ def check_case(
         elif paths and (image := read_header(check, paths[0], order if name == WHOLE else ())):
             images[name] = image
     check_space(check, images)
+    if check.orientation and set(modalities) <= set(MODALITIES):  # no spacing without an affine
+        check_spacing(check, next(iter(images.values())))
     if label_convention is not None:
         for name, image in images.items():
             check_voxels(check, name, image, order, label_convention)
@@ -130,7 +132,7 @@ def file_of(image: nib.Nifti1Image) -> str:
 
 
 def check_space(check: CaseCheck, images: Mapping[str, nib.Nifti1Image]) -> None:
-    """One shape and one affine within the case; axes along the patient's; voxels of about 1 mm."""
+    """One shape and one affine within the case; axes along the patient's."""
     if not images:
         return
     reference, *others = images.values()
@@ -155,7 +157,11 @@ def check_space(check: CaseCheck, images: Mapping[str, nib.Nifti1Image]) -> None
     oblique = float(np.degrees(np.max(nib.affines.obliquity(affine))))
     if oblique > OBLIQUE_DEGREES:
         check.found["orientation"].append(f"oblique by {oblique:.0f} degrees")
-    spacing_mm = nib.affines.voxel_sizes(affine)
+
+
+def check_spacing(check: CaseCheck, image: nib.Nifti1Image) -> None:
+    """Voxels of about 1 mm, as those of BraTS; of other data sets none is expected."""
+    spacing_mm = nib.affines.voxel_sizes(image.affine)
     if spacing_mm.min() < SPACING_MM[0] or spacing_mm.max() > SPACING_MM[1]:
         check.found["spacing"].append(f"{' x '.join(f'{size:.4g}' for size in spacing_mm)} mm, far from 1")
 
