@@ -198,7 +198,9 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_faults(study, weights, tmp_path, fault):
+def test_faults(study, weights, tmp_path, monkeypatch, fault):
+    monkeypatch.setitem(sys.modules, "brainles_preprocessing.preprocessor", None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, "brainles_preprocessing", None)
     if fault in ("two frames", "two grids", "a skull"):
         for file in (study / "S2").iterdir():
             file.unlink()
