@@ -186,7 +186,7 @@ def errors_of(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[float]:
         predicted, true = (torch.from_numpy(each)[None, None] for each in pair)
         for metric in metrics:
             metric(y_pred=predicted, y=true)
-    return [float(metric.aggregate()) for metric in metrics]
+    return [float(metric.aggregate()) for metric in metrics]  # type: ignore[arg-type]
 
 
 def reliability(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
