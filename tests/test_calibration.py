@@ -120,8 +120,10 @@ def test_the_command_keeps_a_temperature(write_case, tmp_path, capsys):
     with open(tmp_path / "out" / "calibration.csv") as file:
         assert [row["spearman"] for row in csv.DictReader(file)] == ["nan"] * 3  # both cases are alike
     assert "Kept in the record" in capsys.readouterr().out
-    (tmp_path / "data" / "case_1" / "case_1_seg.nii.gz").unlink()
+    (tmp_path / "data" / "case_1" / "case_1_seg.nii.gz").rename(tmp_path / "kept.nii.gz")
     assert "Case case_1: the label is missing" in str(main(["calibration", *map(str, arguments)]))
+    (tmp_path / "probabilities" / "case_1.nii.gz").unlink()
+    assert "should hold cases of two patients or more" in str(main(["calibration", *map(str, arguments)]))
 
 
 def test_pages_say_what_is_expected(write_case, tmp_path):
