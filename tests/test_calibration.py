@@ -120,5 +120,29 @@ def test_the_command_keeps_a_temperature(write_case, tmp_path, capsys):
     with open(tmp_path / "out" / "calibration.csv") as file:
         assert [row["spearman"] for row in csv.DictReader(file)] == ["nan"] * 3  # both cases are alike
     assert "Kept in the record" in capsys.readouterr().out
-    (tmp_path / "data" / "case_1" / "case_1_seg.nii.gz").unlink()
+    (tmp_path / "data" / "case_1" / "case_1_seg.nii.gz").rename(tmp_path / "kept.nii.gz")
     assert "Case case_1: the label is missing" in str(main(["calibration", *map(str, arguments)]))
+    (tmp_path / "probabilities" / "case_1.nii.gz").unlink()
+    assert "should hold cases of two patients or more" in str(main(["calibration", *map(str, arguments)]))
+
+
+def test_pages_say_what_is_expected(write_case, tmp_path):
+    for number in range(2):
+        files = write_case(tmp_path / "data" / f"case_{number}", f"case_{number}")
+        label = nib.load(files["seg"])
+        mask = np.asarray(label.dataobj).astype(np.uint8)
+        mask[mask == 4] = 3
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        nib.save(nib.Nifti1Image(mask, label.affine), tmp_path / "masks" / f"case_{number}_seg.nii.gz")
+        likely_case(files, tmp_path / "probabilities" / f"case_{number}.nii.gz", 3.0 + 3 * number)
+    arguments = ["--dataset_dir", tmp_path / "data", "--prediction_dir", tmp_path / "masks", "--output_dir"]
+    likely = ["--probabilities_dir", tmp_path / "probabilities"]
+    assert main(["report", *map(str, [*arguments, tmp_path / "pages", *likely])]) is None
+    told = [json.loads((tmp_path / "pages" / f"case_{number}.json").read_text()) for number in range(2)]
+    assert told[0]["expected_dice"]["wt"] < told[1]["expected_dice"]["wt"] < 1
+    assert "expected Dice WT" in (tmp_path / "pages" / "index.html").read_text()
+    assert f"{told[1]['expected_dice']['wt']:.2f}" in (tmp_path / "pages" / "case_1.html").read_text()
+    (tmp_path / "probabilities" / "case_1.nii.gz").unlink()
+    message = str(main(["report", *map(str, [*arguments, tmp_path / "others", *likely])]))
+    assert "Case case_1: its probabilities are missing" in message
+    assert not (tmp_path / "others").exists()

@@ -86,6 +86,15 @@ def test_what_a_config_or_monai_defines_goes_through(monkeypatch, arguments):
     check(monkeypatch, *arguments)
 
 
+def test_the_knobs_of_a_tracking_go_through_where_it_fits(monkeypatch):
+    ours = ["--tracking", str(CONFIGS / "mlflow.json"), "--experiment_name", "a", "--tracking_uri", "http://b"]
+    check(monkeypatch, "run", "training", "--config_file", TRAIN, *ours)
+    with pytest.raises(InputError, match=r"--tracking should be configs/mlflow\.json"):
+        check(monkeypatch, "run", "training", "--config_file", TRAIN, "--tracking", "mlflow")
+    with pytest.raises(InputError, match="--experiment is no knob of"):
+        check(monkeypatch, "run", "training", "--config_file", TRAIN, *ours[:2], "--experiment", "a")
+
+
 def test_python_code_is_not_asked(monkeypatch):
     check(monkeypatch, "run", "--config_file", INFERENCE, "--modalites", "t1", program="/app/monailabel/main.py")
 

@@ -198,7 +198,9 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_faults(study, weights, tmp_path, fault):
+def test_faults(study, weights, tmp_path, monkeypatch, fault):
+    monkeypatch.setitem(sys.modules, "brainles_preprocessing.preprocessor", None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, "brainles_preprocessing", None)
     if fault in ("two frames", "two grids", "a skull"):
         for file in (study / "S2").iterdir():
             file.unlink()
@@ -386,6 +388,42 @@ def test_a_study_of_files_of_many_frames(study, weights, tmp_path):
     volume = highdicom.seg.segread(tmp_path / "frames.dcm").get_volume(combine_segments=True)
     by_seg = volume.map_indices_to_reference(np.argwhere(volume.array)) * [-1, -1, 1]
     assert {tuple(place) for place in by_seg.round(1).tolist()} == places["frames"]
+
+
+def test_the_series_of_a_liver(tmp_path):
+    add(tmp_path, 1, "T1 DUAL")
+    add(tmp_path, 2, "T2W TSE")
+    add(tmp_path, 3, "T2W SPIR")
+    assert choose_series(read_study(tmp_path), ["t2spir"], {})["t2spir"].attributes["number"] == "3"
+    assert choose_series(read_study(tmp_path), ["t2spir"], {"t2spir": "2"})["t2spir"].attributes["number"] == "2"
+
+
+def test_a_ct_is_no_mr_whoever_says_so(tmp_path):
+    add(tmp_path, 1, "abdomen", **{"0008|0060": "CT"})
+    with pytest.raises(
+        InputError, match=r"t2spir should be a series of MR, series 1 \(abdomen, CT, 16 slices\) is not"
+    ):
+        choose_series(read_study(tmp_path), ["t2spir"], {"t2spir": "1"})
+
+
+@pytest.mark.parametrize(
+    ("folder", "weights_file", "sentence"),
+    [
+        ("dicom/t1post", "model.pt", "The brain has its skull, t1ce has"),
+        ("dicom/chaos_ct/1", "model.pt", "No series is flair by what it says: name it by --flair <number>. There are"),
+        (
+            "dicom/chaos_ct/1",
+            "liver.pt",
+            "No series is t2spir by what it says: name it by --t2spir <number>. There are",
+        ),
+    ],
+)
+def test_real_studies_are_refused_for_what_they_lack(real_data, tmp_path, monkeypatch, folder, weights_file, sentence):
+    monkeypatch.setitem(sys.modules, "brainles_preprocessing", None)
+    output = tmp_path / "out" / "mask.nii.gz"
+    arguments = ["--checkpoint", BUNDLE / "models" / weights_file, "--dicom", real_data / folder, "--output", output]
+    assert sentence in str(main(["segment", *map(str, arguments)]))
+    assert not output.parent.exists()
 
 
 @pytest.mark.parametrize(("folder", "modality"), [("dicom/t1post", "t1ce"), ("dicom/chaos_ct/1/DICOM_anon", "ct")])

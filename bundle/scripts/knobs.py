@@ -13,7 +13,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver, run
 from monai.bundle.config_item import ConfigComponent
-from monai.bundle.utils import merge_kv
+from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS, merge_kv
 from monai.utils import ensure_tuple
 
 from .errors import InputError
@@ -44,20 +44,24 @@ def check_command() -> None:
     if "config_file" in given:
         config_files = as_list(given["config_file"])
         check_overlays(config_files, given)
-        known = OF_MONAI | of_tracking(given.get("tracking"))
+        known = OF_MONAI | of_tracking(given.get("tracking"), config_files)
         check_knobs(given.keys() - known, config_files, given.get("meta_file"))
 
 
-def of_tracking(tracking: Any) -> set[str]:
-    """The knobs that MONAI adds to a config for ``--tracking``, of settings or their file.
+def of_tracking(tracking: Any, config_files: Sequence[str]) -> set[str]:
+    """The knobs that MONAI adds to a config for ``--tracking``: a name such as ``mlflow``, settings or their file.
 
     Raises:
-        InputError: when it is ``mlflow``: MONAI's settings look for the loss in a list, the trainer's output is none.
+        InputError: when it is ``mlflow`` for a training: it looks for the loss in a list, the trainer's output is none.
     """
     if tracking is None:
         return set()
-    if tracking == "mlflow":
-        raise InputError("--tracking should be configs/mlflow.json, whose settings fit this trainer, it is mlflow.")
+    if isinstance(tracking, str) and tracking in DEFAULT_EXP_MGMT_SETTINGS:
+        if any(Path(file).name == "train.json" for file in config_files):
+            raise InputError(
+                f"--tracking should be configs/mlflow.json, whose settings fit this trainer, it is {tracking}."
+            )
+        tracking = DEFAULT_EXP_MGMT_SETTINGS[tracking]
     return set((ConfigParser.load_config_file(tracking) if isinstance(tracking, str) else tracking)["configs"])
 
 

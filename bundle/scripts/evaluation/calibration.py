@@ -186,7 +186,7 @@ def errors_of(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[float]:
         predicted, true = (torch.from_numpy(each)[None, None] for each in pair)
         for metric in metrics:
             metric(y_pred=predicted, y=true)
-    return [float(metric.aggregate()) for metric in metrics]
+    return [float(metric.aggregate()) for metric in metrics]  # type: ignore[arg-type]
 
 
 def reliability(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
@@ -221,13 +221,18 @@ def main(argv: Sequence[str]) -> None:
     for case_id in sorted(found.keys() - truths.keys()):
         raise InputError(f"Case {case_id}: the label is missing in {arguments.dataset_dir}.")
     check_unseen(checkpoint, [{"case_id": case_id} for case_id in found], str(arguments.dataset_dir))
+    patients = patients_of(found, arguments.dataset_dir)
+    if len(set(patients.values())) < 2:
+        raise InputError(
+            f"{arguments.probabilities_dir} should hold cases of two patients or more: a temperature is that of others."
+        )
     calibration = Calibration(names)
     for case_id, path in tqdm(sorted(found.items()), desc="cases", leave=False, disable=None):
         truth = load_regions(case_id, truths[case_id], convention, convention)
         probabilities = read(image_loader(), case_id, path, channels=list(names))
         check_same_space(case_id, probabilities, truth)
         calibration.add(case_id, np.asarray(probabilities), np.asarray(truth).astype(bool))
-    rows = calibration.report(patients_of(found, arguments.dataset_dir), arguments.output_dir)
+    rows = calibration.report(patients, arguments.output_dir)
     for column in zip(*rows):
         print(f"{column[0]:<30}" + "".join(f"{cell:>10}" for cell in column[1:]))
     print(f"Each case: {arguments.output_dir / 'cases.csv'}. As a picture: {arguments.output_dir / 'reliability.png'}.")

@@ -230,7 +230,7 @@ def write_seg(
     of_volumes = None if report is None else volumes_report(highdicom, segmentation, volume, headers, algorithm)
     with ExitStack() as stack:
         for path, content in ((output, segmentation), (report, of_volumes)):
-            if path is not None:
+            if path is not None and content is not None:
                 content.save_as(stack.enter_context(whole_file(path)))
 
 

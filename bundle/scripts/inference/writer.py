@@ -47,7 +47,8 @@ class ProbabilitiesLayout(FolderLayoutBase):
     """``folder_layout`` of ``SaveImaged`` for what is no mask: a file is called as its case.
 
     Args:
-        output_dir: where the files go; one that is there is replaced. ``None`` where none is written.
+        output_dir: where the files go; one that is there is replaced. None where nothing is written: MONAI makes the
+            parts of a step that is disabled, too.
     """
 
     def __init__(self, output_dir: str | None) -> None:

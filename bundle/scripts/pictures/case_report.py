@@ -73,7 +73,7 @@ def find_pieces(case: ShownCase, of_regions: Mapping[str, tuple[int, ...]]) -> l
     ``slices`` are those with most of the piece, counted from 0 at the left, the back and the bottom.
     """
     voxel_ml = float(np.prod(case.spacing_mm)) / 1000
-    found = []
+    found: list[dict[str, Any]] = []
     for region, classes in outermost(of_regions).items():
         masks = {name: np.isin(mask, classes) for name, mask in case.masks.items()}
         pieces, _ = ndimage.label(np.logical_or.reduce(list(masks.values())), TOUCHING)

@@ -40,7 +40,7 @@ def viewer_of(case: ShownCase, greys: Mapping[str, np.ndarray], box: Sequence[sl
     images = []
     for grey in greys.values():
         volume = torch.from_numpy(np.ascontiguousarray(grey[shown], dtype=np.float32))[None, None]
-        mean = F.adaptive_avg_pool3d(volume, small)[0, 0].numpy()
+        mean = F.adaptive_avg_pool3d(volume, (small[0], small[1], small[2]))[0, 0].numpy()
         images.append(nifti((mean * 255).round().astype(np.uint8), np.multiply(case.spacing_mm, shape) / small))
     return {
         "script": base64.b64encode(NIIVUE.read_bytes()).decode(),

@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 
 PACKAGE = "brainles-preprocessing"
 INSTALL = (
-    f"register the series to one grid and strip the skull first: pip install {PACKAGE} (Apache-2.0, with HD-BET, "
-    "Apache-2.0), and this command does it, or segment NIfTI files that are prepared"
+    f"register the series to one grid and strip the skull first: pip install {PACKAGE}[itk-elastix] (Apache-2.0, with "
+    "HD-BET, Apache-2.0), and this command does it, or segment NIfTI files that are prepared"
 )
 # The one with the sharpest grid and the most signal in a study of a glioma, as BraTS's own preparation takes it.
 CENTERS = ("t1ce", "t1", "flair", "t2")
@@ -49,6 +49,10 @@ def extract_brain(files: Mapping[str, Path], folder: Path, why: str) -> dict[str
         )
     except ImportError as error:
         raise InputError(f"{why}: {INSTALL}.") from error
+    except AttributeError as error:  # of itk-core, which it takes for the whole of itk
+        raise InputError(
+            f"{why}: {PACKAGE} is installed, but cannot be loaded without elastix, pip install itk-elastix."
+        ) from error
     center = next((name for name in CENTERS if name in files), next(iter(files)))
     ordered = [center, *(name for name in files if name != center)]
     written = {name: folder / f"{name}_brain.nii.gz" for name in ordered}

@@ -48,6 +48,10 @@ OTHER = re.compile(
 CONTRAST = re.compile(r"\+ ?c\b|\bce\b|t1ce|t1c\b|post|gad|\bgd\b|t1gd|contrast|\bkm\b")
 NO_CONTRAST = re.compile(r"\bpre\b|without|w/o|\bnativ|non.?contrast|no contrast|\bunenhanced")
 
+# What weights may ask for beside the four of a brain: the modality that a series is, and what it says besides.
+NARROWER = {"t2spir": ("t2", re.compile(r"spir|spair|fat.?sat|\bfs\b"))}
+OF_MR = ("t1", "t1ce", "t2", "flair", *NARROWER)
+
 
 @dataclass
 class Series:
@@ -170,6 +174,15 @@ def modality_of(series: Series) -> str | None:
     return None
 
 
+def fits(series: Series, name: str) -> bool:
+    """Whether a series is a modality, by what it says."""
+    found = modality_of(series)
+    if found is None or name not in NARROWER:
+        return found == name
+    base, said = NARROWER[name]
+    return found == base and said.search(series.text) is not None
+
+
 def choose_series(
     study: Sequence[Series], modalities: Sequence[str], given: Mapping[str, str | None], may_miss: bool = False
 ) -> dict[str, Series]:
@@ -197,8 +210,11 @@ def choose_series(
                 raise InputError(
                     f"{name} should be the number or UID of one series, {wanted} is of {len(fitting)}: {there}."
                 )
+            kind = "CT" if name == "ct" else "MR" if name in OF_MR else None
+            if kind is not None and fitting[0].attributes["kind"] != kind:
+                raise InputError(f"{name} should be a series of {kind}, {fitting[0]} is not.")
         else:
-            fitting = [each for each in study if each.left_out is None and modality_of(each) == name]
+            fitting = [each for each in study if each.left_out is None and fits(each, name)]
             if not fitting and may_miss and (chosen or name != modalities[-1]):
                 continue
             if not fitting:
@@ -222,6 +238,8 @@ def choose_series(
                 f"All series should lie in one frame of reference, {reference}, {chosen[reference]}, and {name}, "
                 f"{series}, do not: the patient was moved between them, register them first."
             )
+    if len(chosen) > 1 and not chosen[reference].attributes["frame"]:
+        logger.warning("No series says in which frame of reference it lies: they are taken to lie in one.")
     for series in chosen.values():
         if len(series.files) > 1:
             series.files = sort_slices(series.files, series.folder)
