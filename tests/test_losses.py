@@ -129,7 +129,7 @@ def test_squared_maps_and_squared_distance():
 
 def divergence(teacher: list[float], student: list[float]) -> float:
     """KL of two lists of logits."""
-    of_teacher, of_student = (torch.tensor(logits).softmax(0).tolist() for logits in (teacher, student))
+    of_teacher, of_student = (torch.tensor(logits).float().softmax(0).tolist() for logits in (teacher, student))
     return sum(p * math.log(p / q) for p, q in zip(of_teacher, of_student))
 
 
@@ -177,7 +177,7 @@ def test_nothing_near_teaches_nothing():
 )
 def test_a_teacher_of_modalities_needs_its_logits_and_classes(output, label, message):
     with pytest.raises(ValueError, match=message):
-        ModalityDistillationLoss(MeanDifference())(output, label)
+        ModalityDistillationLoss(MeanDifference()).distill(output, label)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -148,5 +148,5 @@ def test_a_teacher_needs_its_record(tmp_path):
     with pytest.raises(InputError, match="teacher should be a file of weights"):
         teach(str(tmp_path / "none.pt"))
     torch.save(network(4, 4).state_dict(), tmp_path / "bare.pt")
-    with pytest.raises(InputError, match="have no record.*teacher needs it"):
+    with pytest.raises(InputError, match=r"have no record.*teacher needs it"):
         teach(str(tmp_path / "bare.pt"))

@@ -443,8 +443,7 @@ def told_patients(entries: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def trained_patients(record: Mapping[str, Any] | None, dataset_dir: str | Path | None = None) -> dict[str, str]:
-    """The patient of each case that weights were trained on, those of the weights they began with, and of their teacher
-    among them."""
+    """The patient of each case that weights were trained on, also by those they began with or were taught by."""
     if record is None:
         return {}
     sources = [record, *(record["settings"].get(name) or {} for name in ("parent", "teacher"))]
