@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 import monai
 import numpy as np
 import torch
-import torch.nn.functional as F
 from monai.data import PersistentDataset
 from monai.losses import DiceCELoss
 from monai.transforms import (
@@ -43,8 +42,9 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-BUNDLE = Path(__file__).resolve().parents[1] / "bundle"
-sys.path.insert(0, str(BUNDLE))
+HERE = Path(__file__).resolve().parent
+BUNDLE = HERE.parent / "bundle"
+sys.path[:0] = [str(BUNDLE), str(HERE)]
 
 from ideas import warm_up_poly  # noqa: E402
 
@@ -66,9 +66,8 @@ from scripts.files import whole_file  # noqa: E402
 from scripts.inference import AdaptiveInferer  # noqa: E402
 from scripts.networks import MISSU, MultiScaleFusion  # noqa: E402
 from scripts.networks.self_distillation import SelfDistillationOutput  # noqa: E402
-from scripts.training.losses import RegionDistillationLoss, SelfDistillationLoss  # noqa: E402
+from scripts.training.losses import ModalityDistillationLoss, SelfDistillationLoss  # noqa: E402
 
-HERE = Path(__file__).resolve().parent
 RESULTS, RUNS = HERE / "results" / "modalities", HERE / "runs" / "modalities"
 CONVENTION = "brats2018"
 REGIONS = regions(CONVENTION)
@@ -79,53 +78,12 @@ SEGMENTATION = DiceCELoss(softmax=True, to_onehot_y=True, include_background=Fal
 WARM_UP, EMA_DECAY, MAX_NORM, NUM_FOLDS = 10, 0.98, 8.0, 3
 
 
-class Classes(nn.Module):
-    """KL of the classes within a few voxels of the tumor, the true one or the teacher's.
+class WithAttention(ModalityDistillationLoss):
+    """KL, and Eq. 5 on stages 2 and 3, squared, between A^s of the student and B^s of a fused teacher."""
 
-    Args:
-        temperature: T.
-        right: whether only voxels count where the teacher is right.
-        reach: how many voxels from the tumor, along each axis.
-    """
-
-    def __init__(self, temperature: float = 1.0, right: bool = False, reach: int = 3) -> None:
-        super().__init__()
-        self.temperature = temperature
-        self.right = right
-        self.reach = reach
-
-    def forward(self, output: SelfDistillationOutput, label: torch.Tensor) -> torch.Tensor:
-        said = output.teacher_logits.argmax(1, keepdim=True)
-        tumor = ((label > 0) | (said > 0)).float()
-        counts = F.max_pool3d(tumor, 2 * self.reach + 1, stride=1, padding=self.reach) > 0
-        if self.right:
-            counts &= said == label
-        student, teacher = ((of / self.temperature).log_softmax(1) for of in (output.logits, output.teacher_logits))
-        divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(1, keepdim=True)
-        return self.temperature**2 * (divergence * counts).sum() / counts.sum().clamp_min(1)
-
-
-class RightRegions(RegionDistillationLoss):
-    """KL of the probability of each region, near it, where the teacher is right."""
-
-    def forward(self, output: SelfDistillationOutput, label: torch.Tensor) -> torch.Tensor:
-        return super().forward(output.logits, output.teacher_logits, label)
-
-
-class Features(nn.Module):
-    """Squared distance of the features of stages 2 to 4 (the last after the Transformer), by the teacher's variance."""
-
-    def forward(self, output: SelfDistillationOutput, _: torch.Tensor) -> torch.Tensor:
-        pairs = zip(output.students[1:], output.teachers[1:], strict=True)
-        return torch.stack([F.mse_loss(of.float(), to.float()) / to.float().var() for of, to in pairs]).mean()
-
-
-class ClassesAndAttention(Classes):
-    """Classes, and Eq. 5 on stages 2 and 3, squared, between A^s of the student and B^s of a fused teacher."""
-
-    def forward(self, output: SelfDistillationOutput, label: torch.Tensor) -> torch.Tensor:
+    def distill(self, output: SelfDistillationOutput, label: torch.Tensor) -> torch.Tensor:
         maps = SelfDistillationLoss(exponent=2)(output.students[1:3], output.teachers[1:3])
-        return super().forward(output, label) + 0.1 * maps
+        return super().distill(output, label) + 0.1 * maps
 
 
 class Variant(NamedTuple):
@@ -140,7 +98,7 @@ class Variant(NamedTuple):
     fused: bool = False
     teacher: str | None = None
     same_view: bool = False
-    distillation: nn.Module | None = None
+    distillation: ModalityDistillationLoss = ModalityDistillationLoss(SEGMENTATION)
     weight: float = 1.0
     segmentation_weight: float = 1.0
 
@@ -150,15 +108,11 @@ VARIANTS = {
     "dropout": Variant(),
     "all": Variant(drops=False),
     "all-fused": Variant(drops=False, fused=True),
-    "frozen": Variant(teacher="weights", distillation=Classes()),
-    "frozen-strong": Variant(teacher="weights", distillation=Classes(), weight=2.0, segmentation_weight=0.5),
-    "frozen-double": Variant(teacher="weights", distillation=Classes(), weight=2.0),
-    "frozen-right": Variant(teacher="weights", distillation=RightRegions(REGIONS), weight=0.5),
-    "frozen-same-view": Variant(teacher="weights", distillation=Classes(), same_view=True),
-    "frozen-features": Variant(teacher="weights", distillation=Features()),
-    "tuned": Variant(teacher="all", distillation=Classes()),
-    "tuned-right": Variant(teacher="all", distillation=Classes(right=True)),
-    "tuned-fused": Variant(teacher="all-fused", distillation=ClassesAndAttention()),
+    "frozen": Variant(teacher="weights"),
+    "frozen-strong": Variant(teacher="weights", weight=2.0, segmentation_weight=0.5),
+    "frozen-same-view": Variant(teacher="weights", same_view=True),
+    "tuned": Variant(teacher="all"),
+    "tuned-fused": Variant(teacher="all-fused", distillation=WithAttention(SEGMENTATION)),
 }
 BASE = "dropout"
 
@@ -257,12 +211,11 @@ def train(
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits, students = features_of(network, seen)
         loss = variant.segmentation_weight * SEGMENTATION(logits, label)
-        if teacher is not None and variant.distillation is not None:
+        if teacher is not None:
             with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
                 told, teachers = features_of(teacher, seen if variant.same_view else complete)
-            loss += variant.weight * variant.distillation(
-                SelfDistillationOutput(logits, students, teachers, told), label
-            )
+            output = SelfDistillationOutput(logits, students, teachers, told)
+            loss = loss + variant.weight * variant.distillation.distill(output, label)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), MAX_NORM)
