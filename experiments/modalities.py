@@ -114,7 +114,7 @@ VARIANTS = {
     "tuned": Variant(teacher="all"),
     "tuned-fused": Variant(teacher="all-fused", distillation=WithAttention(SEGMENTATION)),
 }
-BASE = "dropout"
+BASES = ("dropout", "start")  # what the others are compared with
 
 
 def load(dataset_dir: Path, entries: Sequence[Mapping[str, Any]], cache_dir: Path) -> list[dict[str, Any]]:
@@ -300,20 +300,25 @@ def report(results: Path) -> str:
         variant, run = path.stem.rsplit("_fold", 1)
         fold, seed = map(int, run.split("_seed"))
         scores.setdefault(variant, {})[fold, seed] = read(results, path.stem)
+    runs = {run for of in scores.values() for run in of}
+    for variant in scores.keys() & {name for name, of in VARIANTS.items() if not of.trained}:  # by no seed
+        scores[variant] = {run: scores[variant][run[0], 0] for run in runs if (run[0], 0) in scores[variant]}
     rows = [
-        [variant, *row_of(runs, scores.get(BASE, {}), modalities, region)]
-        for variant, runs in scores.items()
+        [variant, base, *row_of(of, scores[base], modalities, region)]
+        for base in BASES
+        if base in scores
+        for variant, of in scores.items()
         for modalities in (MEAN, *NAMES)
         for region in ("mean", *REGIONS)
     ]
-    columns = ["variant", "modalities", "region", "seeds", "cases", "dice", "difference"]
+    columns = ["variant", "base", "modalities", "region", "seeds", "cases", "dice", "difference"]
     columns += ["low_of_cases", "high_of_cases", "low_of_folds", "high_of_folds"]
     write_csv(results / "table.csv", [columns, *rows])
     for variant in scores:
-        dice = {(row[1], row[2]): float(row[5]) for row in rows if row[0] == variant}
+        dice = {(row[2], row[3]): float(row[6]) for row in rows if row[0] == variant}
         of_subsets = {tuple(name.split("+")): {region: dice[name, region] for region in REGIONS} for name in NAMES}
         draw_subsets(of_subsets, results / f"{variant}.png")
-    shown = [columns, *(row for row in rows if row[1] in (MEAN, NAMES[-1]))]
+    shown = [columns, *(row for row in rows if row[2] in (MEAN, NAMES[-1]))]
     return "\n".join("  ".join(f"{cell:<16}" for cell in row) for row in shown)
 
 
