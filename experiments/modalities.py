@@ -294,7 +294,7 @@ def row_of(runs: Mapping[Run, Mapping[Key, float]], base: Mapping[Run, Mapping[K
 
 
 def report(results: Path) -> str:
-    """Writes ``table.csv`` and a picture of each variant, and gives the most of the table for reading."""
+    """Writes ``table.csv`` and pictures, and gives the most of the table for reading."""
     scores: dict[str, dict[Run, dict[Key, float]]] = {}
     for path in sorted(results.glob("*_fold*_seed*.csv")):
         variant, run = path.stem.rsplit("_fold", 1)
@@ -314,7 +314,7 @@ def report(results: Path) -> str:
     columns = ["variant", "base", "modalities", "region", "seeds", "cases", "dice", "difference"]
     columns += ["low_of_cases", "high_of_cases", "low_of_folds", "high_of_folds"]
     write_csv(results / "table.csv", [columns, *rows])
-    for variant in scores:
+    for variant in scores.keys() & {*BASES, "frozen"}:
         dice = {(row[2], row[3]): float(row[6]) for row in rows if row[0] == variant}
         of_subsets = {tuple(name.split("+")): {region: dice[name, region] for region in REGIONS} for name in NAMES}
         draw_subsets(of_subsets, results / f"{variant}.png")
