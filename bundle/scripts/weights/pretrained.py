@@ -77,7 +77,7 @@ def frozen_teacher(
         InputError: when there are no such weights, they have no record, or a knob is another there.
     """
     path = Path(teacher)
-    crop = settings_of_weights(path, "teacher").get("roi_size")
+    crop: Any = settings_of_weights(path, "teacher").get("roi_size")
     contract = check_contract(teacher, modalities, modalities, spacing_mm, intensities, crop, label_convention)
     network = network_of_record(contract, in_channels=len(modalities), out_channels=out_channels)
     load_weights(network, path)
