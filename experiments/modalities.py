@@ -1,10 +1,10 @@
 """Does a teacher that sees all modalities help a network that sees some? On real cases, at 2 mm, by folds of patients.
 
-    python experiments/modalities.py --dataset_dir BraTS --weights model.pt
+    python experiments/modalities.py --dataset_dir BraTS --weights bundle/models/synthetic.pt
 
 Goes on from weights, with each variant on each fold: the same crops and the same subsets of the modalities, step by
-step. Scores the held-out cases with each of the 15 subsets, at 2 mm. A run that has its CSV is not run again. Without
-``--dataset_dir`` it makes the tables of the runs that are there.
+step. Scores the held-out cases with each of the 15 subsets, at 2 mm, with the weights averaged over the steps. A run
+that has its CSV is not run again. Without ``--dataset_dir`` it makes the tables of the runs that are there.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import monai
 import numpy as np
 import torch
-import torch.nn.functional as F
+from monai.data import PersistentDataset
 from monai.losses import DiceCELoss
 from monai.transforms import (
     Compose,
     CopyItemsd,
     CropForegroundd,
+    EnsureTyped,
     Orientationd,
     RandCropByPosNegLabeld,
     RandFlipd,
@@ -38,10 +39,14 @@ from monai.transforms import (
 )
 from scipy.stats import t as student_t
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-BUNDLE = Path(__file__).resolve().parents[1] / "bundle"
-sys.path.insert(0, str(BUNDLE))
+HERE = Path(__file__).resolve().parent
+BUNDLE = HERE.parent / "bundle"
+sys.path[:0] = [str(BUNDLE), str(HERE)]
+
+from ideas import warm_up_poly  # noqa: E402
 
 from scripts.data import (  # noqa: E402
     LoadImageCased,
@@ -59,67 +64,60 @@ from scripts.evaluation.report import write_csv  # noqa: E402
 from scripts.evaluation.subsets import draw_subsets  # noqa: E402
 from scripts.files import whole_file  # noqa: E402
 from scripts.inference import AdaptiveInferer  # noqa: E402
-from scripts.networks import MISSU, ModalityDistillation  # noqa: E402
-from scripts.training import ModalityDistillationLoss, RegionDistillationLoss  # noqa: E402
+from scripts.networks import MISSU, MultiScaleFusion  # noqa: E402
+from scripts.networks.self_distillation import SelfDistillationOutput  # noqa: E402
+from scripts.training.losses import ModalityDistillationLoss, SelfDistillationLoss  # noqa: E402
 
-RESULTS = Path(__file__).resolve().parent / "results" / "modalities"
+RESULTS, RUNS = HERE / "results" / "modalities", HERE / "runs" / "modalities"
 CONVENTION = "brats2018"
 REGIONS = regions(CONVENTION)
 SUBSETS = [subset for size in range(1, 5) for subset in combinations(range(4), size)]
 IMG_SIZE = 64  # of the weights
-ROI = (48, 48, 48)
+ROI = (64, 64, 64)
 SEGMENTATION = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False, batch=True)
+WARM_UP, EMA_DECAY, MAX_NORM, NUM_FOLDS = 10, 0.98, 8.0, 3
 
 
-class ClassDistillationLoss(nn.Module):
-    """KL over the classes near the tumor, wherever the teacher is right or not: the plain form of distillation."""
+class WithAttention(ModalityDistillationLoss):
+    """KL, and Eq. 5 on stages 2 and 3, squared, between A^s of the student and B^s of a fused teacher."""
 
-    def __init__(self, temperature: float, reach: int = 3) -> None:
-        super().__init__()
-        self.temperature = temperature
-        self.reach = reach
-
-    def forward(self, logits: torch.Tensor, teacher_logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        near = F.max_pool3d((label > 0).float(), 2 * self.reach + 1, stride=1, padding=self.reach)[:, 0]
-        student, teacher = ((of.float() / self.temperature).log_softmax(1) for of in (logits, teacher_logits))
-        divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
-        return self.temperature**2 * (divergence * near).sum() / near.sum().clamp_min(1)
+    def distill(self, output: SelfDistillationOutput, label: torch.Tensor) -> torch.Tensor:
+        maps = SelfDistillationLoss(exponent=2)(output.students[1:3], output.teachers[1:3])
+        return super().distill(output, label) + 0.1 * maps
 
 
-class Plain(nn.Module):
-    """The network alone, on what is left of the modalities (or on all), with the loss of the segmentation."""
+class Variant(NamedTuple):
+    """What is trained.
 
-    def __init__(self, network: MISSU, drops: bool) -> None:
-        super().__init__()
-        self.network = network
-        self.drops = drops
+    The teacher is frozen: ``weights``, those that the training begins with; or another variant, its averaged weights
+    in the mean with those that it began with.
+    """
 
-    def forward(self, x: torch.Tensor, complete: torch.Tensor) -> torch.Tensor:
-        return self.network(x if self.drops else complete)
-
-
-def taught(
-    of_regions: Callable[[], nn.Module], **weights: float
-) -> Callable[[MISSU, int], tuple[nn.Module, nn.Module]]:
-    def make(network: MISSU, steps: int) -> tuple[nn.Module, nn.Module]:
-        loss = ModalityDistillationLoss(SEGMENTATION, of_regions(), total_steps=steps, **weights)  # type: ignore[arg-type]
-        return ModalityDistillation(network), loss
-
-    return make
+    trained: bool = True
+    drops: bool = True
+    fused: bool = False
+    teacher: str | None = None
+    same_view: bool = False
+    distillation: ModalityDistillationLoss = ModalityDistillationLoss(SEGMENTATION)
+    weight: float = 1.0
+    segmentation_weight: float = 1.0
 
 
-# By name: what is trained, and its loss.
-VARIANTS: dict[str, Callable[[MISSU, int], tuple[nn.Module, nn.Module]]] = {
-    "dropout": lambda network, _: (Plain(network, drops=True), SEGMENTATION),
-    "teacher": taught(lambda: RegionDistillationLoss(REGIONS)),
-    "teacher-classes": taught(lambda: ClassDistillationLoss(temperature=2.0)),
-    "teacher-attention": taught(lambda: RegionDistillationLoss(REGIONS), regions_weight=0.0),
-    "all": lambda network, _: (Plain(network, drops=False), SEGMENTATION),
+VARIANTS = {
+    "start": Variant(trained=False),
+    "dropout": Variant(),
+    "all": Variant(drops=False),
+    "all-fused": Variant(drops=False, fused=True),
+    "frozen": Variant(teacher="weights"),
+    "frozen-strong": Variant(teacher="weights", weight=2.0, segmentation_weight=0.5),
+    "frozen-same-view": Variant(teacher="weights", same_view=True),
+    "tuned": Variant(teacher="all"),
+    "tuned-fused": Variant(teacher="all-fused", distillation=WithAttention(SEGMENTATION)),
 }
-BASE = "dropout"
+BASES = ("dropout", "start")  # what the others are compared with
 
 
-def load(dataset_dir: Path, entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def load(dataset_dir: Path, entries: Sequence[Mapping[str, Any]], cache_dir: Path) -> list[dict[str, Any]]:
     """Cases at 2 mm, cropped to the brain."""
     keys = ["image", "label"]
     transform = Compose(
@@ -131,15 +129,22 @@ def load(dataset_dir: Path, entries: Sequence[Mapping[str, Any]]) -> list[dict[s
             SpacingOfKeysd(keys, pixdim=(2, 2, 2), mode=["bilinear", "nearest"]),
             NormalizeChannelsd("image", MODALITIES, intensities={}),
             SpatialPadd(keys, spatial_size=ROI),
+            EnsureTyped(keys, dtype=[torch.float32, torch.uint8], track_meta=False),
         ]
     )
-    cases = []
-    for entry in tqdm(entries, desc="cases", disable=None):
-        files = {name: str(dataset_dir / path) for name, path in entry["image"].items()}
-        case: Any = transform({"case_id": entry["case_id"], "image": files, "label": str(dataset_dir / entry["label"])})
-        image, label = case["image"].as_tensor(), case["label"].as_tensor().byte()
-        cases.append({"case": entry["case_id"], "fold": entry["fold"], "image": image, "label": label})
-    return cases
+    files = [
+        {
+            "case_id": entry["case_id"],
+            "image": {name: str(dataset_dir / path) for name, path in entry["image"].items()},
+            "label": str(dataset_dir / entry["label"]),
+        }
+        for entry in entries
+    ]
+    loaded = PersistentDataset(files, transform, cache_dir)
+    return [
+        {"case": entry["case_id"], "fold": entry["fold"], "image": case["image"], "label": case["label"]}
+        for entry, case in zip(entries, tqdm(loaded, desc="cases", disable=None), strict=True)
+    ]
 
 
 AUGMENT = Compose(
@@ -154,36 +159,76 @@ AUGMENT = Compose(
 )
 
 
-def train(variant: str, weights: Path, cases: Sequence[Mapping[str, Any]], steps: int, rate: float, seed: int) -> MISSU:
-    torch.manual_seed(seed)
+def network_of(weights: Path, fused: bool = False) -> MISSU:
+    """A network with weights of one without fusion, or of one with it; in the first case fusion is the identity."""
     network = MISSU(in_channels=4, out_channels=4, img_size=IMG_SIZE)
-    network.load_state_dict(torch.load(weights, weights_only=True))
-    trained, loss = VARIANTS[variant](network, steps)
-    optimizer = torch.optim.Adam(trained.parameters(), lr=rate)
-    scheduler = torch.optim.lr_scheduler.PolynomialLR(optimizer, steps, power=0.9)
+    if fused:
+        network.skips = MultiScaleFusion(network.feature_channels[:-1])
+        network.skips.begin_as_identity()
+    state = torch.load(weights, weights_only=True)
+    network.load_state_dict({**network.state_dict(), **state})
+    return network
+
+
+def features_of(network: MISSU, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Logits; the skips, as the decoder takes them, and Z4."""
+    *skips, deepest = network.encode(x)
+    bottleneck = network.bottleneck(deepest)
+    if network.skips is not None:
+        skips = network.skips(skips)
+    return network.decode(bottleneck, skips).float(), [*skips, bottleneck]
+
+
+def mean_state(*networks: nn.Module) -> dict[str, torch.Tensor]:
+    states = [network.state_dict() for network in networks]
+    return {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
+
+
+def train(
+    variant: Variant,
+    weights: Path,
+    teacher: MISSU | None,
+    cases: Sequence[Mapping[str, Any]],
+    steps: int,
+    rate: float,
+    seed: int,
+) -> MISSU:
+    """The network with its weights averaged over the steps."""
+    torch.manual_seed(seed)
+    network = network_of(weights, variant.fused)
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))
+    optimizer = torch.optim.Adam(network.parameters(), lr=rate)
+    scheduler = warm_up_poly(optimizer, steps, power=0.9, warm_up_iters=WARM_UP)
     order = np.random.default_rng(seed).integers(len(cases), size=steps)
-    for step, case in enumerate(tqdm(order, desc=f"{variant} {seed}", disable=None)):
+    for step, case in enumerate(tqdm(order, disable=None)):
         AUGMENT.set_random_state(seed=1_000_003 * seed + step)
         [drawn] = AUGMENT(dict(cases[case]))  # type: ignore[misc]
         image, complete, label = (
             monai.utils.convert_to_tensor(drawn[key], track_meta=False)[None] for key in ("image", "complete", "label")
         )
+        seen = image if variant.drops else complete
+        label = label.long()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            output = trained(image, complete)
-        if isinstance(output, torch.Tensor):
-            output = output.float()
-        else:
-            output = output._replace(logits=output.logits.float(), teacher_logits=output.teacher_logits.float())
+            logits, students = features_of(network, seen)
+        loss = variant.segmentation_weight * SEGMENTATION(logits, label)
+        if teacher is not None:
+            with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+                told, teachers = features_of(teacher, seen if variant.same_view else complete)
+            output = SelfDistillationOutput(logits, students, teachers, told)
+            loss = loss + variant.weight * variant.distillation.distill(output, label)
         optimizer.zero_grad()
-        loss(output, label.long()).backward()
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), MAX_NORM)
         optimizer.step()
         scheduler.step()
-    return network.eval()
+        average.update_parameters(network)
+    averaged: MISSU = average.module
+    return averaged.eval()
 
 
 def score(network: MISSU, cases: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Dice of each region, case and subset: rows of ``case, modalities, region, dice``."""
-    infer = AdaptiveInferer(ROI, stretch=2.0, overlap=0.25)
+    infer = AdaptiveInferer(ROI, stretch=1.5, overlap=0.25)
     rows = []
     for case in cases:
         label = classes_to_regions(case["label"], CONVENTION)
@@ -214,6 +259,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 Key = tuple[str, str, str]  # case, modalities, region
+Run = tuple[int, int]  # fold, seed
 NAMES = ["+".join(MODALITIES[i] for i in subset) for subset in SUBSETS]
 MEAN = "mean of 15"
 
@@ -227,86 +273,124 @@ def mean_of_cases(scores: Mapping[Key, float], modalities: str, region: str) -> 
     return {case: float(np.mean(values)) for case, values in cases.items()}
 
 
-def row_of(folds: Mapping[int, Mapping[Key, float]], base: Mapping[int, Mapping[Key, float]], *which: str) -> list[str]:
-    """Cases, mean Dice, and the paired difference to the base, with its t intervals over cases and over folds."""
-    dice = [value for of in folds.values() for value in mean_of_cases(of, *which).values()]
-    differences: dict[int, list[float]] = {}
-    for fold in sorted(folds.keys() & base.keys()):
-        own, other = (mean_of_cases(of[fold], *which) for of in (folds, base))
-        differences[fold] = [own[case] - other[case] for case in own]
-    of_cases = [value for of in differences.values() for value in of]
+def row_of(runs: Mapping[Run, Mapping[Key, float]], base: Mapping[Run, Mapping[Key, float]], *which: str) -> list[str]:
+    """Seeds, cases, mean Dice, and the paired difference to the base, with its t intervals over cases and over folds.
+
+    A difference is to the run of the base with the same fold and seed; that of a case is the mean over seeds.
+    """
+    dice = [value for of in runs.values() for value in mean_of_cases(of, *which).values()]
+    differences: dict[int, dict[str, list[float]]] = {}
+    for run in sorted(runs.keys() & base.keys()):
+        own, other = (mean_of_cases(of[run], *which) for of in (runs, base))
+        of_fold = differences.setdefault(run[0], {})
+        for case in own:
+            of_fold.setdefault(case, []).append(own[case] - other[case])
+    of_folds = [[float(np.mean(values)) for values in cases.values()] for cases in differences.values()]
+    of_cases = [value for fold in of_folds for value in fold]
     numbers = [float(np.mean(dice)), float(np.mean(of_cases)) if of_cases else float("nan")]
-    numbers += [*interval(of_cases), *interval([float(np.mean(of)) for of in differences.values()])]
-    return [*which, str(len(dice)), *(f"{number:.4f}" for number in numbers)]
+    numbers += [*interval(of_cases), *interval([float(np.mean(fold)) for fold in of_folds])]
+    counts = len({seed for _, seed in runs}), len({key[0] for of in runs.values() for key in of})
+    return [*which, *map(str, counts), *(f"{number:.4f}" for number in numbers)]
 
 
 def report(results: Path) -> str:
-    """Writes ``table.csv`` and a picture of each variant, and gives the most of the table for reading."""
-    scores: dict[str, dict[int, dict[Key, float]]] = {}
-    for path in sorted(results.glob("*_fold*.csv")):
-        variant, fold = path.stem.rsplit("_fold", 1)
-        scores.setdefault(variant, {})[int(fold)] = read(results, path.stem)
+    """Writes ``table.csv`` and pictures, and gives the most of the table for reading."""
+    scores: dict[str, dict[Run, dict[Key, float]]] = {}
+    for path in sorted(results.glob("*_fold*_seed*.csv")):
+        variant, run = path.stem.rsplit("_fold", 1)
+        fold, seed = map(int, run.split("_seed"))
+        scores.setdefault(variant, {})[fold, seed] = read(results, path.stem)
+    runs = {run for of in scores.values() for run in of}
+    for variant in scores.keys() & {name for name, of in VARIANTS.items() if not of.trained}:  # by no seed
+        scores[variant] = {run: scores[variant][run[0], 0] for run in runs if (run[0], 0) in scores[variant]}
     rows = [
-        [variant, *row_of(folds, scores.get(BASE, {}), modalities, region)]
-        for variant, folds in scores.items()
+        [variant, base, *row_of(of, scores[base], modalities, region)]
+        for base in BASES
+        if base in scores
+        for variant, of in scores.items()
         for modalities in (MEAN, *NAMES)
         for region in ("mean", *REGIONS)
     ]
-    columns = ["variant", "modalities", "region", "cases", "dice", "difference"]
+    columns = ["variant", "base", "modalities", "region", "seeds", "cases", "dice", "difference"]
     columns += ["low_of_cases", "high_of_cases", "low_of_folds", "high_of_folds"]
     write_csv(results / "table.csv", [columns, *rows])
-    for variant in scores:
-        dice = {(row[1], row[2]): float(row[4]) for row in rows if row[0] == variant}
+    for variant in scores.keys() & {*BASES, "frozen"}:
+        dice = {(row[2], row[3]): float(row[6]) for row in rows if row[0] == variant}
         of_subsets = {tuple(name.split("+")): {region: dice[name, region] for region in REGIONS} for name in NAMES}
         draw_subsets(of_subsets, results / f"{variant}.png")
-    shown = [columns, *(row for row in rows if row[1] in (MEAN, NAMES[-1]))]
+    shown = [columns, *(row for row in rows if row[2] in (MEAN, NAMES[-1]))]
     return "\n".join("  ".join(f"{cell:<16}" for cell in row) for row in shown)
 
 
-def run(variant: str, fold: int, cases: Sequence[Mapping[str, Any]], arguments: argparse.Namespace) -> None:
-    """Trains and scores a variant on a fold; its CSV goes to the results at the end."""
-    name = f"{variant}_fold{fold}"
+def run(name: str, fold: int, seed: int, cases: Sequence[Mapping[str, Any]], arguments: argparse.Namespace) -> None:
+    """Trains and scores a variant on a fold, unless it is done; its CSV goes to the results at the end."""
+    stem = f"{name}_fold{fold}_seed{seed}"
+    if (arguments.results / f"{stem}.csv").is_file():
+        return
+    variant, weights = VARIANTS[name], arguments.weights
+    teacher = None
+    if variant.teacher == "weights":
+        teacher = network_of(weights).eval()
+    elif variant.teacher is not None:
+        run(variant.teacher, fold, seed, cases, arguments)
+        fused = VARIANTS[variant.teacher].fused
+        teacher = network_of(arguments.runs / f"{variant.teacher}_fold{fold}_seed{seed}.pt", fused).eval()
+        teacher.load_state_dict(mean_state(teacher, network_of(weights, fused)))
     seen, held_out = ([case for case in cases if (case["fold"] == fold) == held] for held in (False, True))
     started = time.process_time()
-    network = train(variant, arguments.weights, seen, arguments.steps, arguments.learning_rate, seed=fold)
+    steps = arguments.steps if variant.trained else 0
+    network = network_of(weights).eval()
+    if variant.trained:
+        network = train(variant, weights, teacher, seen, steps, arguments.learning_rate, seed)
+        with whole_file(arguments.runs / f"{stem}.pt") as temporary:
+            torch.save(network.state_dict(), temporary)
     record = {
-        "variant": variant,
+        "variant": name,
         "fold": fold,
-        "steps": arguments.steps,
+        "seed": seed,
+        "steps": steps,
         "learning_rate": arguments.learning_rate,
-        "weights": arguments.weights.name,
+        "weights": weights.name,
         "crop": list(ROI),
         "cpu_seconds": round(time.process_time() - started),
         "threads": torch.get_num_threads(),
         "machine": f"{os.uname().machine}, {os.cpu_count()} CPU cores",
         "versions": {"monai": monai.__version__, "torch": torch.__version__},
     }
-    with whole_file(arguments.results / f"{name}.json") as temporary:
+    rows = score(network, held_out)
+    with whole_file(arguments.results / f"{stem}.json") as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n")
-    write_csv(arguments.results / f"{name}.csv", [["case", "modalities", "region", "dice"], *score(network, held_out)])
+    write_csv(arguments.results / f"{stem}.csv", [["case", "modalities", "region", "dice"], *rows])
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--dataset_dir", type=Path, help="folder of BraTS cases; without it, only the table is made")
     parser.add_argument("--weights", type=Path, help="of a MISSU of 64^3 at 2 mm, four modalities and four classes")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--folds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--folds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--learning_rate", type=float, default=3e-4)
     parser.add_argument("--results", type=Path, default=RESULTS)
-    arguments = parser.parse_args(argv)
-    todo = [
-        (fold, variant)
-        for fold in range(arguments.folds)
-        for variant in arguments.variants
-        if not (arguments.results / f"{variant}_fold{fold}.csv").is_file()
-    ]
-    if arguments.dataset_dir is not None and todo:
-        entries = make_datalist(arguments.dataset_dir, MODALITIES, testing_fraction=0.0, folds=arguments.folds)
-        cases = load(arguments.dataset_dir, entries["training"])
-        for fold, variant in todo:
-            run(variant, fold, cases, arguments)
+    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of weights and of the cases at 2 mm")
+    return parser
+
+
+def cases_of(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    arguments.runs.mkdir(parents=True, exist_ok=True)
+    entries = make_datalist(arguments.dataset_dir, MODALITIES, testing_fraction=0.0, folds=NUM_FOLDS)
+    return load(arguments.dataset_dir, entries["training"], arguments.runs / "cases")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = parser().parse_args(argv)
+    if arguments.dataset_dir is not None:
+        cases = cases_of(arguments)
+        for seed in arguments.seeds:
+            for fold in arguments.folds:
+                for variant in arguments.variants:
+                    run(variant, fold, seed, cases, arguments)
     print(report(arguments.results))
 
 

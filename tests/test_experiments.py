@@ -266,7 +266,7 @@ def test_self_distillation_at_a_tenth_of_the_budget(real_data, tmp_path):
     assert all(0.2 < float(row["dice"]) < 0.95 for row in rows.values())
 
 
-def write_subsets(results: Path, variant: str, fold: int, dice: dict[str, float]) -> None:
+def write_subsets(results: Path, variant: str, fold: int, seed: int, dice: dict[str, float]) -> None:
     """The same Dice with each subset and of each region, but 0.2 more of WT with all four."""
     rows = [
         [case, name, region, value + 0.2 * (name == modalities.NAMES[-1] and region == "wt")]
@@ -274,22 +274,36 @@ def write_subsets(results: Path, variant: str, fold: int, dice: dict[str, float]
         for name in modalities.NAMES
         for region in ("tc", "wt", "et")
     ]
-    modalities.write_csv(results / f"{variant}_fold{fold}.csv", [["case", "modalities", "region", "dice"], *rows])
+    modalities.write_csv(
+        results / f"{variant}_fold{fold}_seed{seed}.csv", [["case", "modalities", "region", "dice"], *rows]
+    )
 
 
 def test_the_table_of_modalities_pairs_cases(tmp_path):
-    write_subsets(tmp_path, "dropout", 0, {"a": 0.3, "b": 0.5})
-    write_subsets(tmp_path, "teacher", 0, {"a": 0.4, "b": 0.8})
-    write_subsets(tmp_path, "teacher", 1, {"c": 0.1})  # without a base: it counts for the mean alone
+    write_subsets(tmp_path, "dropout", 0, 0, {"a": 0.3, "b": 0.5})
+    write_subsets(tmp_path, "dropout", 0, 1, {"a": 0.4, "b": 0.4})
+    write_subsets(tmp_path, "frozen", 0, 0, {"a": 0.5, "b": 0.7})
+    write_subsets(tmp_path, "frozen", 0, 1, {"a": 0.4, "b": 0.8})
+    write_subsets(tmp_path, "frozen", 1, 0, {"c": 0.6})  # without a base: it counts for the mean alone
     modalities.report(tmp_path)
     with open(tmp_path / "table.csv", newline="") as file:
         rows = {(row["variant"], row["modalities"], row["region"]): row for row in csv.DictReader(file)}
-    row = rows["teacher", "t1ce", "et"]
-    assert (row["cases"], float(row["dice"])) == ("3", pytest.approx(1.3 / 3, abs=1e-4))
-    # 0.1 and 0.3: mean 0.2, standard error 0.1; the t of one degree of freedom is 12.706
+    row = rows["frozen", "t1ce", "et"]
+    assert (row["seeds"], row["cases"], float(row["dice"])) == ("2", "3", pytest.approx(3.0 / 5, abs=1e-4))
+    # a: the mean of 0.2 and 0, b: of 0.2 and 0.4; mean 0.2, standard error 0.1; t of one degree of freedom is 12.706
     assert float(row["difference"]) == pytest.approx(0.2)
     assert float(row["low_of_cases"]) == pytest.approx(0.2 - 1.2706, abs=1e-4)
     assert row["low_of_folds"] == "nan"  # one fold alone
     assert float(rows["dropout", modalities.NAMES[-1], "wt"]["dice"]) == pytest.approx(0.6)
     assert float(rows["dropout", modalities.MEAN, "mean"]["dice"]) == pytest.approx(0.4 + 0.2 / 45, abs=1e-4)
-    assert {path.name for path in tmp_path.glob("*.png")} == {"dropout.png", "teacher.png"}
+    assert {path.name for path in tmp_path.glob("*.png")} == {"dropout.png", "frozen.png"}
+
+
+def test_a_fused_network_begins_as_the_plain_one(tmp_path):
+    weights = modalities.BUNDLE / "models" / "synthetic.pt"
+    plain, fused = (modalities.network_of(weights, fused=of).eval() for of in (False, True))
+    image = torch.randn(1, 4, 16, 16, 16)
+    with torch.inference_mode():
+        assert torch.equal(plain(image), fused(image))
+    state = modalities.mean_state(fused, modalities.network_of(weights, fused=True))
+    assert all(torch.equal(weight, state[name]) for name, weight in fused.state_dict().items() if "skips" not in name)

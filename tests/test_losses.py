@@ -17,7 +17,6 @@ from scripts.training.losses import (
     FiniteLoss,
     MISSULoss,
     ModalityDistillationLoss,
-    RegionDistillationLoss,
     SelfDistillationLoss,
     attention_map,
 )
@@ -128,90 +127,57 @@ def test_squared_maps_and_squared_distance():
     assert SelfDistillationLoss(exponent=2)([student], [teacher]).item() == pytest.approx(expected)
 
 
-def bernoulli_divergence(teacher: float, student: float) -> float:
-    return teacher * math.log(teacher / student) + (1 - teacher) * math.log((1 - teacher) / (1 - student))
+def divergence(teacher: list[float], student: list[float]) -> float:
+    """KL of two lists of logits."""
+    of_teacher, of_student = (torch.tensor(logits).float().softmax(0).tolist() for logits in (teacher, student))
+    return sum(p * math.log(p / q) for p, q in zip(of_teacher, of_student))
 
 
-def sigmoid(logit: float) -> float:
-    return 1 / (1 + math.exp(-logit))
-
-
-def test_divergence_of_a_region_near_it_where_the_teacher_is_right():
-    # Of two classes the log odds are the difference of the logits. The region is voxel 0, voxel 3 is too far away.
-    label = feature([1, 0, 0, 0])
-    teacher = feature([0, 0, 0, 0], [4, -2, 2, -2])  # wrong about voxel 2
-    student = feature([0, 0, 0, 0], [2, 2, 2, 2])
-    loss = RegionDistillationLoss({"wt": [1]}, temperature=2.0, reach=2)
-    right = [bernoulli_divergence(sigmoid(logit / 2), sigmoid(2 / 2)) for logit in (4, -2)]
-    assert loss(student, teacher, label).item() == pytest.approx(4 * sum(right) / 2, rel=1e-5)
-    assert loss(teacher, teacher, label).item() == pytest.approx(0, abs=1e-6)
-
-
-def test_each_region_counts_alike_and_is_the_sum_of_its_classes():
-    # Voxels of edema, core and core: one, two and no voxels of a region tell as much as each other.
-    label = feature([2, 1, 1])
-    teacher = feature([-9, -9, -9], [0, 3, 3], [1, 0, 0], [-9, -9, -9])
-    student = feature([0, 0, 0], [1, 1, 1], [0, 0, 0], [0, 0, 0])
-    loss = RegionDistillationLoss({"wt": [1, 2, 3], "ed": [2], "et": [3]}, temperature=1.0, reach=0)
-
-    def odds(logits: torch.Tensor, classes: list[int], voxel: int) -> float:
-        probabilities = logits.softmax(1)[0, :, voxel, 0, 0]
-        return float(probabilities[classes].sum())
-
-    expected = [
-        sum(bernoulli_divergence(*(odds(of, classes, voxel) for of in (teacher, student))) for voxel in voxels)
-        / len(voxels)
-        for classes, voxels in (([1, 2, 3], (0, 1, 2)), ([2], (0,)))
-    ]
-    assert loss(student, teacher, label).item() == pytest.approx(sum(expected) / 3, rel=1e-4)
+def test_divergence_near_the_foreground_of_label_and_teacher():
+    # Foreground is voxel 0 by the label and voxel 4 by the teacher; voxel 2 is two voxels from both, 6 and 7 from 4.
+    label = feature([1, 0, 0, 0, 0, 0, 0, 0])
+    teacher = feature([0] * 8, [4, -2, -2, -2, 3, -2, -2, -2])
+    student = feature([0] * 8, [1, 1, 1, 1, 1, 1, 1, 1])
+    loss = ModalityDistillationLoss(MeanDifference(), distillation_weight=2.0, reach=1)
+    output = SelfDistillationOutput(student, [], [], teacher)
+    expected = sum(divergence([0, logit], [0, 1]) for logit in (4, -2, -2, 3, -2)) / 5  # voxels 0, 1 and 3 to 5
+    # MeanDifference: half the logits are 1, an eighth of the label
+    assert loss(output, label).item() == pytest.approx(0.5 - 0.125 + 2 * expected, rel=1e-5)
+    terms = loss.last_terms(None)
+    assert terms["distillation_loss"] == pytest.approx(expected, rel=1e-5)
+    assert loss.distill(output._replace(logits=teacher), label).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_a_network_of_regions_is_taught_as_one_of_classes():
     """One region of one class: log odds of a softmax over two classes are the difference of their logits."""
-    label, loss = feature([1, 1, 0]), RegionDistillationLoss({"liver": [1]}, reach=1)
+    loss, label = ModalityDistillationLoss(MeanDifference(), reach=0), feature([1, 0, 0])
     student, teacher = feature([0, 0, 2], [1, -1, 0]), feature([0, 0, 0], [3, 1, -4])
-    of_regions = [logits[:, [1]] - logits[:, [0]] for logits in (student, teacher)]
-    assert loss(*of_regions, label.bool()).item() == pytest.approx(loss(student, teacher, label).item(), rel=1e-5)
+    of_classes = loss.distill(SelfDistillationOutput(student, [], [], teacher), label)
+    student, teacher = (logits[:, [1]] - logits[:, [0]] for logits in (student, teacher))
+    of_regions = loss.distill(SelfDistillationOutput(student, [], [], teacher), label.bool())
+    assert of_regions.item() == pytest.approx(of_classes.item(), rel=1e-5)
 
 
-def test_a_label_of_something_else_is_refused():
-    with pytest.raises(ValueError, match=r"classes \(B, 1, H, W, D\), or regions as the logits \[1, 4, 2, 2, 2\]"):
-        RegionDistillationLoss({"et": [3]})(
-            torch.zeros(1, 4, 2, 2, 2), torch.zeros(1, 4, 2, 2, 2), torch.ones(1, 3, 2, 2, 2)
-        )
+def test_nothing_near_teaches_nothing():
+    output = SelfDistillationOutput(feature([0, 0], [5, 5]), [], [], feature([0, 0], [-1, -1]))
+    assert ModalityDistillationLoss(MeanDifference()).distill(output, feature([0, 0])).item() == 0
 
 
-def modality_loss(total_steps: int = 6) -> ModalityDistillationLoss:
-    return ModalityDistillationLoss(MeanDifference(), RegionDistillationLoss({"wt": [1]}, reach=0), total_steps)
-
-
-def a_teacher_that_differs() -> SelfDistillationOutput:
-    same, other = feature([1, 0]), feature([0, 1])
-    return SelfDistillationOutput(feature([0, 0], [0, 0]), [same] * 3, [other] * 3, feature([0, 0], [2, 0]))
-
-
-def test_the_teacher_begins_after_a_third_and_counts_in_full_after_two():
-    loss, output, label = modality_loss(), a_teacher_that_differs(), feature([1, 0])
-    totals = []
-    for _ in range(6):
-        totals.append(loss(output, label).item())
-    terms = loss.last_terms(None)
-    # The region's odds are 2 / 2 and 0; two stages at distance sqrt(2), squared; the first one is left out.
-    assert terms["regions_loss"] == pytest.approx(4 * bernoulli_divergence(sigmoid(1), 0.5))
-    assert terms["attention_loss"] == pytest.approx(4)
-    # MeanDifference: logits (0 + 0 + 0 + 0) / 4 and (2 + 0 + 0 + 0) / 4, less the mean label 1 / 2
-    assert (terms["segmentation_loss"], terms["teacher_loss"]) == (-0.5, 0.0)
-    distillation = 0.5 * terms["regions_loss"] + 0.1 * 4
-    assert totals == pytest.approx([-0.5 + weight * distillation for weight in (0, 0, 0, 0.5, 1, 1)])
-
-
-def test_the_schedule_goes_on_with_the_training():
-    output, label = a_teacher_that_differs(), feature([1, 0])
-    one, other = modality_loss(), modality_loss()
-    for _ in range(4):
-        one(output, label)
-    other.load_state_dict(one.state_dict())
-    assert other(output, label).item() == one(output, label).item() != modality_loss()(output, label).item()
+@pytest.mark.parametrize(
+    ("output", "label", "message"),
+    [
+        (SelfDistillationOutput(feature([0]), [], []), feature([0]), "its teacher has no logits"),
+        (
+            SelfDistillationOutput(feature([0], [1], [2]), [], [], feature([0], [1], [2])),
+            feature([0], [1]),
+            r"classes \(B, 1, H, W, D\), or regions as the logits \[1, 3, 1, 1, 1\], got \[1, 2, 1, 1, 1\]",
+        ),
+    ],
+    ids=["another wrapper", "something else"],
+)
+def test_a_teacher_of_modalities_needs_its_logits_and_classes(output, label, message):
+    with pytest.raises(ValueError, match=message):
+        ModalityDistillationLoss(MeanDifference()).distill(output, label)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ import torch.nn.functional as F
 from scripts.errors import InputError
 from scripts.networks import MISSU
 from scripts.weights.checkpoints import save_weights
-from scripts.weights.pretrained import load_pretrained, parent_of
+from scripts.weights.pretrained import frozen_teacher, load_pretrained, parent_of
+from scripts.weights.record import arguments_of
 
 SIZE = {"init_filters": 8, "hidden_size": 16, "mlp_dim": 16, "num_layers": 1, "num_heads": 2}
 GLIOMAS = {"modalities": ["t1", "t1ce", "t2", "flair"], "label_convention": "brats2018"}
@@ -106,3 +108,45 @@ def test_a_record_that_names_other_channels_than_the_weights_have(parent):
     record.write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"encoder\.0\.0\.0\.weight has 4, it names t1, t2, flair"):
         load_pretrained(network(4, 4), path, **GLIOMAS)
+
+
+def teach(path: str, **other: Any) -> MISSU:
+    knobs = {**GLIOMAS, "spacing_mm": [2, 2, 2], "intensities": {}, "out_channels": 4, **other}
+    return frozen_teacher(path, **knobs)
+
+
+def save_teacher(path: Path) -> MISSU:
+    made = network(4, 4, seed=1)
+    settings = {**GLIOMAS, "spacing_mm": [2, 2, 2], "roi_size": [16, 16, 16], "network": arguments_of(made)}
+    save_weights(made, path, {"settings": settings, "cases": [], "metrics": {}, "dataset": "gliomas", "epoch": 1})
+    return made
+
+
+def test_a_teacher_is_the_network_of_its_weights(tmp_path):
+    made = save_teacher(tmp_path / "teacher.pt")
+    taken = teach(str(tmp_path / "teacher.pt"))
+    assert all(torch.equal(weight, made.state_dict()[key]) for key, weight in taken.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"spacing_mm": [1, 1, 1]}, r"spacing_mm should be \[2, 2, 2\]"),
+        ({"modalities": ["flair", "t1ce", "t2", "t1"]}, "modalities should be"),
+        ({"label_convention": "brats2024_gli"}, "label_convention should have the regions"),
+        ({"out_channels": 3}, "out_channels should be 4"),
+    ],
+    ids=["voxels", "order of modalities", "classes", "regions"],
+)
+def test_a_teacher_of_something_else_is_refused(tmp_path, other, message):
+    save_teacher(tmp_path / "teacher.pt")
+    with pytest.raises(InputError, match=message):
+        teach(str(tmp_path / "teacher.pt"), **other)
+
+
+def test_a_teacher_needs_its_record(tmp_path):
+    with pytest.raises(InputError, match="teacher should be a file of weights"):
+        teach(str(tmp_path / "none.pt"))
+    torch.save(network(4, 4).state_dict(), tmp_path / "bare.pt")
+    with pytest.raises(InputError, match=r"have no record.*teacher needs it"):
+        teach(str(tmp_path / "bare.pt"))

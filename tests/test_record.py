@@ -229,8 +229,9 @@ TOLD = {"anna": "one", "berta": "one", "sub-7_ses-1": "sub-7"}
 def test_cases_of_the_weights_that_a_fine_tuning_began_with_are_not_scored(tmp_path):
     parent = parent_of(write_weights(tmp_path / "parent.pt", ("case_1", "BraTS-GLI-00001-000")))
     grandparent = parent_of(write_weights(tmp_path / "child.pt", ("case_2",), parent=parent))
-    path = write_weights(tmp_path / "grandchild.pt", ("case_3",), parent=grandparent)
-    for seen in ("case_1", "case_2", "case_3", "BraTS-GLI-00001-001"):
+    teacher = parent_of(write_weights(tmp_path / "teacher.pt", ("case_5",)))
+    path = write_weights(tmp_path / "grandchild.pt", ("case_3",), parent=grandparent, teacher=teacher)
+    for seen in ("case_1", "case_2", "case_3", "case_5", "BraTS-GLI-00001-001"):
         with pytest.raises(InputError, match=seen):
             check_unseen(path, [{"case_id": seen, "image": "/x"}], "")
     check_unseen(path, [{"case_id": "case_4", "image": "/x"}], "")

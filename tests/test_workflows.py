@@ -121,15 +121,18 @@ def test_training_shows_the_loss_terms_apart(trained):
     assert {"loss", "segmentation_loss", "distillation_loss", "dice"} <= set(tags)
 
 
-def test_a_teacher_of_all_modalities_leaves_a_network_for_any(phantoms, tmp_path):
+def test_a_teacher_of_all_modalities_leaves_a_network_for_any(phantoms, trained, tmp_path):
     """Trained by the overlay, used and scored without T1ce; the mask and the scores say so."""
-    more = ["--max_epochs", "1", "--distillation_weight", "1.0"]
-    trained = run("training", "--config_file", configs("train", "teacher"), *training(phantoms, tmp_path, *more))
-    assert trained.returncode == 0, trained.stderr
-    assert trained.stdout.count("regions_loss: ") == 2
+    teacher = trained[0] / "models" / "model_final.pt"
+    more = ["--max_epochs", "1", "--distillation_weight", "1.0", "--teacher", str(teacher)]
+    taught = run("training", "--config_file", configs("train", "teacher"), *training(phantoms, tmp_path, *more))
+    assert taught.returncode == 0, taught.stderr
+    assert taught.stdout.count("distillation_loss: ") == 2
     path = tmp_path / "models" / "model_final.pt"
     MISSU(img_size=16, **SMALL_NETWORK).load_state_dict(torch.load(path, weights_only=True))  # no teacher in it
-    assert json.loads(path.with_suffix(".json").read_text())["settings"]["modality_dropout"] == 0.75
+    settings = json.loads(path.with_suffix(".json").read_text())["settings"]
+    assert settings["modality_dropout"] == 0.75
+    assert settings["teacher"]["sha256"] == hashlib.sha256(teacher.read_bytes()).hexdigest()
 
     some = ["--modalities", "['t1','t2','flair']"]
     segmented = segment(phantoms, path, tmp_path / "masks", *some)

@@ -89,6 +89,7 @@ MEANING = {
     ),
     "lesion_dilations": "dilations that make pieces of the truth one [lesion](../evaluate.md#lesions)",
     "lesion_min_mm3": "a lesion of at most this volume does not count",
+    "teacher": "the weights that teach, frozen; by their record of the same modalities, voxel size and classes",
     "pretrained": "the weights to begin with; the record beside them gives the voxel size, the crop and the network",
     "freeze_encoder": "`true` leaves the encoder as it is",
     "cache_dir": "folder of the arrays that crops are read from",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import NamedTuple
 
 import torch
@@ -19,7 +18,7 @@ __all__ = ["ModalityDistillation", "SelfDistillation", "SelfDistillationOutput",
 class SelfDistillationOutput(NamedTuple):
     """What one training step needs: logits (B, classes, H, W, D) and the pairs A^s, B^s to distill.
 
-    ``teacher_logits`` are those of a teacher that has a loss of its own, else ``None``.
+    ``teacher_logits`` are those of a teacher that has logits of its own, else ``None``.
     """
 
     logits: torch.Tensor
@@ -92,50 +91,37 @@ class ModalityDistillation(nn.Module):
 
     ::
 
-        what is left of the modalities                  all modalities
-                     |                                        |
-        encoder, Transformer (kept)      ->      the same weights, no gradient
-           | A1..A3       | Z4                      | A1..A3       | Z4
-           |              |                       fusion (MSF)     |
-           |              |                         | B1..B3       |
-        decoder (kept) ---+                      decoder of its own
-           |                                             |
-        logits  <----- KL, per region; stopped -----  logits         each with L_seg of its own
-        A2, A3  <----- Eq. 5; stopped --------------  B2, B3
+        what is left of the modalities           all modalities
+                     |                                 |
+             network (kept)              teacher (frozen, as it was trained)
+                     |                                 |
+        L_seg --- logits  <------ KL, stopped ----- logits
 
-    Nothing that the teacher learns reaches the student but by these two losses. So with both at weight 0 the student
-    becomes the network without a teacher, bit for bit where it has no dropout, and the comparison with it is fair. The
-    fusion begins as the identity and the decoder as a copy of the student's, so that the teacher never is noise. The
-    teacher sees the image as the student does, but for the modalities.
+    The teacher is never moved, and the two share nothing: so with the distillation at weight 0 the student becomes the
+    network that was trained without a teacher, bit for bit, and the comparison with it is fair. The teacher sees the
+    image as the student does, but for the modalities.
 
     Args:
         network: the network that is kept after training.
-        checkpointing: whether the branches of the fusion are computed twice instead of kept in memory.
-
-    Raises:
-        InputError: when the network has a fusion already.
+        teacher: a trained network that reads all modalities, such as of :func:`~scripts.weights.frozen_teacher`.
     """
 
-    def __init__(self, network: MISSU, checkpointing: bool | str = False) -> None:
+    def __init__(self, network: nn.Module, teacher: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.fusion = fusion_of(network, checkpointing)
-        self.fusion.begin_as_identity()
-        self.decoder = copy.deepcopy(network.decoder)
-        self.head = copy.deepcopy(network.head)
+        self.teacher = teacher.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> ModalityDistillation:
+        super().train(mode)
+        self.teacher.eval()
+        return self
 
     def forward(self, x: torch.Tensor, complete: torch.Tensor) -> SelfDistillationOutput:
         """Takes an image (B, C, H, W, D) in which modalities may be zero, and the same with all of them."""
-        *students, deepest = self.network.encode(x)
-        logits = self.network.decode(self.network.bottleneck(deepest), students)
-        with torch.no_grad():  # the student is not to be moved by what is easy with all modalities
-            *skips, deepest = self.network.encode(complete)
-            teacher = self.network.bottleneck(deepest)
-        teachers = self.fusion(skips)
-        for block, skip in zip(self.decoder, reversed(teachers)):
-            teacher = block(teacher, skip)
-        # The teacher is stopped in the loss, but for its own.
-        return SelfDistillationOutput(logits, students, [skip.detach() for skip in teachers], self.head(teacher))
+        with torch.no_grad():
+            teacher_logits = self.teacher(complete)
+        return SelfDistillationOutput(self.network(x), [], [], teacher_logits)
 
 
 def training_network(

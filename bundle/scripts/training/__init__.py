@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .federated import BothNames
-from .losses import FiniteLoss, MISSULoss, ModalityDistillationLoss, RegionDistillationLoss
+from .losses import FiniteLoss, MISSULoss, ModalityDistillationLoss
 from .state import TrainingState
 
 __all__ = [
@@ -11,6 +11,5 @@ __all__ = [
     "FiniteLoss",
     "MISSULoss",
     "ModalityDistillationLoss",
-    "RegionDistillationLoss",
     "TrainingState",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,6 @@ __all__ = [
     "FiniteLoss",
     "MISSULoss",
     "ModalityDistillationLoss",
-    "RegionDistillationLoss",
     "SelfDistillationLoss",
     "attention_map",
 ]
@@ -64,63 +63,6 @@ class SelfDistillationLoss(nn.Module):
         return torch.stack(distances).sum(dim=0).mean()
 
 
-class RegionDistillationLoss(nn.Module):
-    """Divergence KL(teacher || student) of the probability of each region, the mean over regions.
-
-    Each region counts alike, however small: the mean over the voxels of all classes would be one over the background.
-    A voxel counts for a region where the teacher is right about it, within a few voxels of the true region. The
-    probability of a region is the sum of those of its classes.
-
-    Args:
-        regions: the classes of each region.
-        temperature: T, by which logits of a region are divided; the loss is multiplied by its square, so that the
-            gradient keeps its size.
-        reach: how many voxels from the region one may be, along each axis.
-    """
-
-    def __init__(self, regions: Mapping[str, Sequence[int]], temperature: float = 2.0, reach: int = 3) -> None:
-        super().__init__()
-        self.regions = {name: list(classes) for name, classes in regions.items()}
-        self.temperature = temperature
-        self.reach = reach
-
-    def forward(self, logits: torch.Tensor, teacher_logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """Takes logits (B, classes, H, W, D) of student and teacher, and the true classes (B, 1, H, W, D).
-
-        Of a network with a sigmoid for each region, logits and label have a channel for each, in their order.
-
-        Raises:
-            ValueError: when the label holds neither classes nor what the logits are of.
-        """
-        of_regions = label.shape[1] == logits.shape[1]
-        if not of_regions and label.shape[1] != 1:
-            raise ValueError(
-                f"The label should be classes (B, 1, H, W, D), or regions as the logits {list(logits.shape)}, "
-                f"got {list(label.shape)}."
-            )
-        losses = []
-        for channel, classes in enumerate(self.regions.values()):
-            if of_regions:
-                inside = label[:, [channel]] > 0
-                student, teacher = (of[:, [channel]].float() for of in (logits, teacher_logits))
-            else:
-                inside = torch.isin(label, label.new_tensor(classes))
-                student, teacher = (region_logits(of.float(), classes) for of in (logits, teacher_logits))
-            near = F.max_pool3d(inside.float(), 2 * self.reach + 1, stride=1, padding=self.reach) > 0
-            counts = near & ((teacher > 0) == inside)
-            target = (teacher / self.temperature).sigmoid()
-            divergence = F.binary_cross_entropy_with_logits(student / self.temperature, target, reduction="none")
-            divergence = divergence - F.binary_cross_entropy(target, target, reduction="none")
-            losses.append((divergence * counts).sum() / counts.sum().clamp_min(1))
-        return torch.stack(losses).mean() * self.temperature**2
-
-
-def region_logits(logits: torch.Tensor, classes: Sequence[int]) -> torch.Tensor:
-    """Log odds of a region: (B, classes, H, W, D) -> (B, 1, H, W, D)."""
-    others = [index for index in range(logits.shape[1]) if index not in classes]
-    return logits[:, list(classes)].logsumexp(1, keepdim=True) - logits[:, others].logsumexp(1, keepdim=True)
-
-
 class LossOfTerms(nn.Module):
     """A loss whose terms are logged."""
 
@@ -136,25 +78,28 @@ class LossOfTerms(nn.Module):
         return self.terms
 
 
-class MISSULoss(LossOfTerms):
-    """``L = L_seg + lambda L_sd`` (Eq. 6) of a training step; of a network without teachers ``L_seg`` alone.
+class DistillationLoss(LossOfTerms):
+    """``L = L_seg + lambda L_distill`` of a training step; of a network without teachers ``L_seg`` alone.
 
     Args:
         segmentation: loss of logits (B, classes, H, W, D) and label (B, 1, H, W, D).
         distillation_weight: lambda.
     """
 
-    def __init__(self, segmentation: nn.Module, distillation_weight: float = 0.3) -> None:
+    def __init__(self, segmentation: nn.Module, distillation_weight: float) -> None:
         super().__init__()
         self.segmentation = segmentation
-        self.distillation = SelfDistillationLoss()
         self.distillation_weight = distillation_weight
+
+    def distill(self, output: SelfDistillationOutput, label: torch.Tensor) -> torch.Tensor:
+        """What the student is away from its teacher."""
+        raise NotImplementedError
 
     def forward(self, output: SelfDistillationOutput | torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         if isinstance(output, torch.Tensor):
             return self.summed_up(loss=self.segmentation(output, label))
         segmentation = self.segmentation(output.logits, label)
-        distillation = self.distillation(output.students, output.teachers)
+        distillation = self.distill(output, label)
         return self.summed_up(
             loss=segmentation + self.distillation_weight * distillation,
             segmentation_loss=segmentation,
@@ -162,61 +107,59 @@ class MISSULoss(LossOfTerms):
         )
 
 
-class ModalityDistillationLoss(LossOfTerms):
-    """Loss of a :class:`~scripts.networks.ModalityDistillation`.
-
-    ``L = L_seg(student) + L_seg(teacher) + lambda w(t) (a KL + b L_sd)``, with KL of the regions' probabilities
-    (:class:`RegionDistillationLoss`) and L_sd of squared attention maps on stages 2 and 3: stage 1 is one convolution
-    of the image. A teacher has little to tell before it has learned: w is 0 in the first third of the training, and
-    rises to 1 by two thirds.
+class MISSULoss(DistillationLoss):
+    """``L = L_seg + lambda L_sd`` (Eq. 6), with L_sd of :class:`SelfDistillationLoss`.
 
     Args:
         segmentation: loss of logits (B, classes, H, W, D) and label (B, 1, H, W, D).
-        of_regions: KL.
-        total_steps: of the training.
         distillation_weight: lambda.
-        regions_weight: a.
-        attention_weight: b.
     """
 
-    def __init__(
-        self,
-        segmentation: nn.Module,
-        of_regions: RegionDistillationLoss,
-        total_steps: int,
-        distillation_weight: float = 1.0,
-        regions_weight: float = 0.5,
-        attention_weight: float = 0.1,
-    ) -> None:
-        super().__init__()
-        self.segmentation = segmentation
-        self.of_regions = of_regions
-        self.of_attention = SelfDistillationLoss(exponent=2)
-        self.total_steps = total_steps
-        self.distillation_weight = distillation_weight
-        self.regions_weight = regions_weight
-        self.attention_weight = attention_weight
-        self.num_steps: torch.Tensor
-        self.register_buffer("num_steps", torch.tensor(0))  # part of the state that a training goes on from
+    def __init__(self, segmentation: nn.Module, distillation_weight: float = 0.3) -> None:
+        super().__init__(segmentation, distillation_weight)
+        self.distillation = SelfDistillationLoss()
 
-    def forward(self, output: SelfDistillationOutput, label: torch.Tensor) -> torch.Tensor:
+    def distill(self, output: SelfDistillationOutput, label: torch.Tensor) -> torch.Tensor:
+        return self.distillation(output.students, output.teachers)
+
+
+class ModalityDistillationLoss(DistillationLoss):
+    """Loss of a :class:`~scripts.networks.ModalityDistillation`: ``L = L_seg + lambda KL(teacher || student)``.
+
+    The divergence is of the probabilities of the classes, or of each region, the mean over the voxels within a few
+    voxels of the foreground, the true one or the teacher's: that over all voxels would be one over the background.
+
+    Args:
+        segmentation: loss of logits (B, classes, H, W, D) and label (B, 1, H, W, D).
+        distillation_weight: lambda.
+        reach: how many voxels from the foreground, along each axis.
+    """
+
+    def __init__(self, segmentation: nn.Module, distillation_weight: float = 1.0, reach: int = 3) -> None:
+        super().__init__(segmentation, distillation_weight)
+        self.reach = reach
+
+    def distill(self, output: SelfDistillationOutput, label: torch.Tensor) -> torch.Tensor:
         if output.teacher_logits is None:
             raise ValueError("The output should be of a ModalityDistillation, its teacher has no logits.")
-        weight = self.distillation_weight * min(max(3 * int(self.num_steps) / self.total_steps - 1, 0.0), 1.0)
-        self.num_steps += 1
-        segmentation = self.segmentation(output.logits, label)
-        teacher = self.segmentation(output.teacher_logits, label)
-        # A teacher that these could move would come down to the student.
-        regions = self.of_regions(output.logits, output.teacher_logits.detach(), label)
-        attention = self.of_attention(output.students[1:], output.teachers[1:])
-        distillation = self.regions_weight * regions + self.attention_weight * attention
-        return self.summed_up(
-            loss=segmentation + teacher + weight * distillation,
-            segmentation_loss=segmentation,
-            teacher_loss=teacher,
-            regions_loss=regions,
-            attention_loss=attention,
-        )
+        of_regions = label.shape[1] == output.logits.shape[1]
+        if not of_regions and label.shape[1] != 1:
+            raise ValueError(
+                f"The label should be classes (B, 1, H, W, D), or regions as the logits {list(output.logits.shape)}, "
+                f"got {list(label.shape)}."
+            )
+        student, teacher = output.logits.float(), output.teacher_logits.float()
+        if of_regions:
+            target = teacher.sigmoid()
+            divergence = F.binary_cross_entropy_with_logits(student, target, reduction="none")
+            divergence = divergence - F.binary_cross_entropy_with_logits(teacher, target, reduction="none")
+            seen_by_teacher = teacher > 0
+        else:
+            divergence = F.kl_div(student.log_softmax(1), teacher.log_softmax(1), reduction="none", log_target=True)
+            seen_by_teacher = teacher.argmax(1, keepdim=True) > 0
+        foreground = ((label > 0) | seen_by_teacher).any(1, keepdim=True)
+        near = F.max_pool3d(foreground.float(), 2 * self.reach + 1, stride=1, padding=self.reach)
+        return (divergence.sum(1, keepdim=True) * near).sum() / near.sum().clamp_min(1)
 
 
 class FiniteLoss:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .checkpoints import CheckpointLoader, WeightsSaver, fold_checkpoints
 from .engines import OnnxNetwork, TorchExportNetwork, TorchScriptNetwork
-from .pretrained import load_pretrained, network_like, parent_of
+from .pretrained import frozen_teacher, load_pretrained, network_like, parent_of
 from .record import (
     check_channels,
     check_contract,
@@ -26,6 +26,7 @@ __all__ = [
     "check_unseen",
     "convention_to_write",
     "fold_checkpoints",
+    "frozen_teacher",
     "load_pretrained",
     "network_like",
     "network_of_record",

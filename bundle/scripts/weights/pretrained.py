@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ from ..data.labels import Convention, class_names
 from ..data.patients import patient_of
 from ..errors import InputError, flag
 from ..networks import MISSU
-from .checkpoints import read_state
-from .record import read_record, recorded, sha256, trained_patients
+from .checkpoints import load_weights, read_state
+from .record import check_contract, network_of_record, read_record, recorded, sha256, trained_patients
 
-__all__ = ["load_pretrained", "network_like", "parent_of"]
+__all__ = ["frozen_teacher", "load_pretrained", "network_like", "parent_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,52 @@ def network_like(pretrained: str, **arguments: Any) -> MISSU:
     return MISSU(**{**recorded(pretrained, "network", {}), **arguments})
 
 
+def frozen_teacher(
+    teacher: str,
+    modalities: Sequence[str],
+    spacing_mm: Sequence[float],
+    intensities: Mapping[str, Any],
+    label_convention: Convention,
+    out_channels: int,
+) -> MISSU:
+    """The network of weights that teach another one, for :class:`~scripts.networks.ModalityDistillation`.
+
+    It reads what the other one is trained on, so its record has to agree with the knobs of the training; its crop may
+    be another.
+
+    Args:
+        teacher: the weights, with their record beside them.
+        modalities: of the images, in the order of their channels.
+        spacing_mm: of their voxels.
+        intensities: how their channels are normalized.
+        label_convention: of the classes.
+        out_channels: of the logits: classes, or regions.
+
+    Raises:
+        InputError: when there are no such weights, they have no record, or a knob is another there.
+    """
+    path = Path(teacher)
+    crop: Any = settings_of_weights(path, "teacher").get("roi_size")
+    contract = check_contract(teacher, modalities, modalities, spacing_mm, intensities, crop, label_convention)
+    network = network_of_record(contract, in_channels=len(modalities), out_channels=out_channels)
+    load_weights(network, path)
+    return network
+
+
+def settings_of_weights(path: Path, knob: str) -> dict[str, Any]:
+    """The settings in the record of weights that a knob names, which needs them."""
+    if not path.is_file():
+        raise InputError(f"{knob} should be a file of weights, {path} is not there.")
+    record = read_record(path)
+    if record is None:
+        raise InputError(
+            f"The weights {path} have no record, {path.with_suffix('.json').name}, that tells their modalities and "
+            f"classes: {knob} needs it."
+        )
+    settings: dict[str, Any] = record["settings"]
+    return settings
+
+
 def load_pretrained(
     network: MISSU,
     pretrained: str,
@@ -78,17 +124,9 @@ def load_pretrained(
         InputError: when there are no such weights, they have no record, or hardly any of them fits.
     """
     path = Path(pretrained)
-    if not path.is_file():
-        raise InputError(f"pretrained should be a file of weights, {path} is not there.")
-    record = read_record(path)
-    if record is None:
-        raise InputError(
-            f"The weights {path} have no record, {path.with_suffix('.json').name}, that tells their modalities and "
-            "classes: pretrained needs it."
-        )
+    settings = settings_of_weights(path, "pretrained")
     old = read_state(path)
     new = {key: weight.clone() for key, weight in network.state_dict().items()}  # loaded whole, or not at all
-    settings = record["settings"]
     names = {
         FIRST: (1, settings["modalities"], list(modalities)),
         f"{HEAD}.weight": (0, class_names(settings["label_convention"]), class_names(label_convention)),

@@ -443,11 +443,14 @@ def told_patients(entries: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def trained_patients(record: Mapping[str, Any] | None, dataset_dir: str | Path | None = None) -> dict[str, str]:
-    """The patient of each case that weights were trained on, those of the weights they began with among them."""
+    """The patient of each case that weights were trained on, also by those they began with or were taught by."""
     if record is None:
         return {}
-    cases, told, parent = record["cases"], record.get("patients", {}), record["settings"].get("parent") or {}
-    return patients_of([*parent.get("cases", ()), *cases], dataset_dir) | parent.get("patients", {}) | told
+    sources = [record, *(record["settings"].get(name) or {} for name in ("parent", "teacher"))]
+    patients = patients_of([case_id for source in sources for case_id in source.get("cases", ())], dataset_dir)
+    for source in reversed(sources):
+        patients |= source.get("patients", {})
+    return patients
 
 
 def check_unseen(
