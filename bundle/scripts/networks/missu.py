@@ -180,7 +180,8 @@ class MISSU(nn.Module):
 
     Raises:
         InputError: when a side of ``img_size`` is not a positive multiple of 8, ``init_filters`` not positive,
-            ``num_layers`` negative, ``hidden_size`` not a multiple of ``num_heads``, or ``blocks_per_stage`` not four positive integers.
+            ``num_layers`` negative, ``hidden_size`` not a multiple of ``num_heads``, or ``blocks_per_stage`` not four
+            positive integers.
 
     Attributes:
         takes_windows: says to an inferer that ``forward`` takes windows.
