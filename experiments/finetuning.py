@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from run import RESULTS, RUNS, paired_difference, read_scores, run_variant
+from runs import BUNDLE, RESULTS, RUNS, keep, of_steps, read_scores, train_and_score
+from tables import interval_of_seeds, mean_dice
 
 from scripts.data.datalist import make_datalist
 from scripts.errors import InputError
@@ -72,16 +73,14 @@ TASKS = {
 }
 
 
-def spec_of(task: Task, way: str, name: str, pretrained: Path) -> dict[str, Any]:
-    """An experiment of one variant, for the runner. The task's overlays come last: its own voxels and crops."""
+def run_of(task: Task, way: str, pretrained: Path) -> tuple[list[str], dict[str, Any]]:
+    """The configs of a run and what lies over them. The task's overlays come last: its own voxels and crops."""
     if way == TUNED:
         more, own = ["configs/finetune.json"], {"pretrained": str(pretrained.resolve())}
     else:
         more, own = [], {"learning_rate": SCRATCH_RATE}
-    return {
-        "config_file": ["configs/train.json", *more, *task.config_file],
-        "variants": {name: {**task.overlay, **own}},
-    }
+    names = ["configs/train.json", *more, *task.config_file]
+    return [str(BUNDLE / name) for name in names], {**task.overlay, **own}
 
 
 def write_datalist(task: Task, dataset_dir: Path, num_cases: int, seed: int, path: Path) -> None:
@@ -100,7 +99,11 @@ def report(task: Task, seeds: Sequence[int], results: Path) -> str:
     curves: dict[str, dict[int, list[float]]] = {SCRATCH: {}, TUNED: {}}
     for num_cases in task.cases:
         of: dict[str, Mapping[int, Mapping[str, float]]] = {
-            way: {seed: one for seed in seeds if (one := read_scores(results, f"{way}_{num_cases}", seed))}
+            way: {
+                seed: mean_dice(one)
+                for seed in seeds
+                if (one := read_scores(results / f"{way}_{num_cases}_seed{seed}.csv"))
+            }
             for way in curves
         }
         common = sorted(of[SCRATCH].keys() & of[TUNED].keys())
@@ -113,7 +116,8 @@ def report(task: Task, seeds: Sequence[int], results: Path) -> str:
             curves[way][num_cases] = means.tolist()
             spread = means.std(ddof=1) if len(common) > 1 else float("nan")
             numbers = [means.mean(), spread]
-            numbers += paired_difference(values, scores[SCRATCH]) if way == TUNED else [float("nan")] * 3
+            gains = (values - scores[SCRATCH]).mean(axis=1)
+            numbers += [gains.mean(), *interval_of_seeds(gains)] if way == TUNED else [float("nan")] * 3
             rows.append([str(num_cases), way, str(len(common)), str(len(names)), *(f"{n:.4f}" for n in numbers)])
     if len(rows) == 1:
         raise InputError(f"There should be runs to report, {results} holds none: give --dataset_dir to make them.")
@@ -158,10 +162,13 @@ def main(argv: Sequence[str] | None = None) -> str | None:
                 folder = RUNS / "finetuning" / key / f"{num_cases}_seed{seed}"
                 write_datalist(task, arguments.dataset_dir, num_cases, seed, folder / "datalist.json")
                 for way in (SCRATCH, TUNED):
-                    name = f"{way}_{num_cases}"
-                    if read_scores(results, name, seed) is None:
-                        spec = spec_of(task, way, name, pretrained)
-                        run_variant(spec, name, seed, iterations, arguments.dataset_dir, folder / way, results)
+                    name = f"{way}_{num_cases}_seed{seed}"
+                    if read_scores(results / f"{name}.csv") is None:
+                        configs, overlay = run_of(task, way, pretrained)
+                        overlay |= {"seed": seed, **of_steps(iterations)}
+                        run = (configs, overlay, arguments.dataset_dir, folder / "datalist.json", folder / way)
+                        record = {"way": way, "cases": num_cases, "seed": seed, "iterations": iterations}
+                        keep(results, name, record | train_and_score(name, *run), folder / way)
         print(report(task, arguments.seeds, results))
     except InputError as error:
         return f"Error: {error}"

@@ -1,4 +1,4 @@
-"""What the experiments try beyond the bundle: named by the variants of ``experiments/*.json`` as ``ideas.<name>``."""
+"""What the experiments try beyond the bundle: named by ``methods.json`` as ``ideas.<name>``."""
 
 from __future__ import annotations
 
@@ -179,6 +179,21 @@ class IdentityFusion(MultiScaleFusion):
     def __init__(self, channels: Sequence[int]) -> None:
         super().__init__(channels)
         self.begin_as_identity()
+
+
+class DeepestSkips(nn.Module):
+    """The deepest ``number`` of the skips A1..A3, and zeros in place of the others (Figure 5 of the paper).
+
+    The decoder keeps its weights for what is zero; they are never moved, and change nothing.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def forward(self, skips: list[torch.Tensor]) -> list[torch.Tensor]:
+        left_out = len(skips) - self.number
+        return [torch.zeros_like(skip) if stage < left_out else skip for stage, skip in enumerate(skips)]
 
 
 class ResidualStage(nn.Sequential):

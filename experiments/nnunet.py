@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from run import BUNDLE, RESULTS, RUNS
+from runs import BUNDLE, RESULTS, RUNS
 from scipy import stats
 
 from scripts.data.datalist import make_datalist

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from pathlib import Path
 
+import finetuning
+import nnunet
 import pytest
 from scipy import stats
-from test_experiments import EXPERIMENTS, load
 
 from scripts.errors import InputError
-
-sys.path.insert(0, str(EXPERIMENTS))  # they take the runner from beside them
-nnunet, finetuning = load("nnunet"), load("finetuning")
 
 
 def write_scores(path: Path, dice: dict[str, tuple[float, float]]) -> None:

@@ -1,119 +1,152 @@
-"""The experiment runner: what is run, what is not run again, and the numbers of its table."""
+"""The experiments: what is run, what is not run again, the numbers of tables, the figures."""
 
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
-from types import ModuleType
 
+import challenge
+import document
+import figures
+import ideas
+import modalities
 import nibabel as nib
 import numpy as np
 import pytest
+import rivals
+import run as runner
+import sizes
+import tables
 import torch
 from matplotlib.image import imread
+from runs import InputError, Run, Setting, Study, read_methods
 
 from scripts.networks import MISSU, MultiScaleFusion
+from scripts.networks.missu import SelfAttention
+from scripts.sources.phantom import write_phantoms
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-
-
-def load(name: str) -> ModuleType:
-    """A module of ``experiments/``, which is no package."""
-    spec = importlib.util.spec_from_file_location(f"experiments_{name}", EXPERIMENTS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-runner, ideas, modalities = load("run"), load("ideas"), load("modalities")
-
-TAUGHT = {
-    "distillation_weight": 0.3,
-    "self_distillation": {"_target_": "ideas.TaughtDistillation", "network": "@network"},
-    "loss#_target_": "ideas.TaughtLoss",
-}
+METHODS = read_methods()
 TINY = {"init_filters": 4, "hidden_size": 8, "mlp_dim": 8, "num_layers": 1, "num_heads": 2}
 
 
-def write_spec(folder: Path, **changes: object) -> Path:
+def write_setting(folder: Path, **changes: object) -> str:
     content = {
         "config_file": ["configs/train.json", "configs/hippocampus.json"],
+        "overlay": {"roi_size": [16, 16, 16], **{f"network_def#{name}": value for name, value in TINY.items()}},
         "split": {"seed": 0, "validation_fraction": 0.1, "testing_fraction": 0.3},
-        "dataset": "hippocampi",
         "iterations": 2,
-        "seeds": [0, 1],
-        "base": "plain",
-        "variants": {"plain": {}, "taught": TAUGHT},
+        "seeds": [0],
         **changes,
     }
     path = folder / "tiny.json"
     path.write_text(json.dumps(content))
-    return path
+    return str(path)
 
 
-def write_scores(results: Path, variant: str, seed: int, dice: dict[str, tuple[float, float]]) -> None:
-    results.mkdir(exist_ok=True)
-    with open(results / f"{variant}_seed{seed}.csv", "w", newline="") as file:
+def write_experiment(folder: Path, rows: dict[str, object], **changes: object) -> str:
+    path = folder / "few.json"
+    content = {"title": "Few", "kind": "scores", "base": "plain", "rows": rows, **changes}
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def write_scores(study: Study, run: Run, dice: dict[str, tuple[float, ...]], regions: tuple[str, ...]) -> None:
+    study.results.mkdir(parents=True, exist_ok=True)
+    with open(study.results / f"{run.name}.csv", "w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["case", "dice_anterior", "dice_posterior", "hd95_mm_anterior"])
-        rows.writerows([case, *values, 99.0] for case, values in dice.items())
-    (results / f"{variant}_seed{seed}.json").write_text(json.dumps({"training_hours": 0.5}))
+        columns = [f"{metric}_{region}" for metric in ("dice", "accuracy", "mssd_mm") for region in regions]
+        rows.writerow(["case", *columns])
+        rows.writerows([case, *of, *[0.99] * len(of), *[12.0] * len(of)] for case, of in dice.items())
+    record = {"definition": study.definition(run), "training_hours": 0.5, "machine": "a machine", "threads": "1"}
+    record |= {"versions": {"torch": "2"}}
+    (study.results / f"{run.name}.json").write_text(json.dumps(record))
 
 
-def table(results: Path) -> dict[str, dict[str, str]]:
-    with open(results / "table.csv", newline="") as file:
-        return {row["variant"]: row for row in csv.DictReader(file)}
+def table(path: Path) -> dict[str, dict[str, str]]:
+    with open(path, newline="") as file:
+        return {row["row"]: row for row in csv.DictReader(file)}
 
 
 def test_the_table_by_hand(tmp_path, capsys):
-    results = tmp_path / "results"
-    write_scores(results, "plain", 0, {"a": (0.8, 0.6), "b": (0.9, 0.9)})  # cases 0.7 and 0.9
-    write_scores(results, "plain", 1, {"a": (0.7, 0.7), "b": (1.0, 1.0)})  # 0.7 and 1.0
-    write_scores(results, "taught", 0, {"b": (0.9, 0.9), "a": (0.8, 0.8)})  # 0.8 and 0.9, in another order
-    write_scores(results, "taught", 1, {"a": (0.8, 0.8), "b": (1.0, 1.0)})  # 0.8 and 1.0
-    assert runner.main([str(write_spec(tmp_path)), "--results", str(results)]) is None
-    plain, taught = table(results)["plain"], table(results)["taught"]
-    assert float(plain["dice"]) == pytest.approx(0.825)
-    assert float(plain["std_of_seeds"]) == pytest.approx(0.05 / 2**0.5, abs=1e-4)  # means 0.8 and 0.85
+    setting = write_setting(tmp_path, seeds=[0, 1])
+    study = Study("hippocampi", Setting.read(setting), METHODS, tmp_path)
+    parts = ("anterior", "posterior")
+    write_scores(study, Run("plain", None, 0), {"a": (0.8, 0.6), "b": (0.9, 0.9)}, parts)  # cases 0.7 and 0.9
+    write_scores(study, Run("plain", None, 1), {"a": (0.7, 0.7), "b": (1.0, 1.0)}, parts)  # 0.7 and 1.0
+    write_scores(study, Run("taught", None, 0), {"b": (0.9, 0.9), "a": (0.8, 0.8)}, parts)  # 0.8 and 0.9
+    write_scores(study, Run("taught", None, 1), {"a": (0.8, 0.8), "b": (1.0, 1.0)}, parts)  # 0.8 and 1.0
+    rows = {
+        "one": {"method": "plain"},
+        "other": {"method": "taught", "paper": {"tc": 80, "wt": 90.5}},
+        "the same": {"method": "taught"},
+        "later": {"method": "literal"},
+        "never": {"method": "metrans"},
+    }
+    experiment = write_experiment(tmp_path, rows, paper="The paper's")
+    common = ["--setting", setting, "--dataset", "hippocampi", "--results", str(tmp_path)]
+    assert runner.main([experiment, *common]) is None
+    printed = capsys.readouterr().out
+    assert (study.results / "few.md").read_text() == printed[:-1]
+    lines = {
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
+        for line in printed.split("\n")
+        if "|" in line
+    }
+    assert lines["one"] == ["", "85.0 / 80.0", "99.00 / 99.00", "12.0 / 12.0", "", "", "", "2 of 2", "30"]
+    assert lines["other"][:2] == ["90.50 / 80.00", "87.5 / 87.5"]
+    assert lines["other"][5:] == ["+5.0", "", "2 of 2", "30"]  # 0.1 for a, 0 for b, with both seeds; no interval of two
+    assert lines["the same"][1:] == lines["other"][1:]
+    assert lines["later"][1] == "not run"
+    assert lines["never"][1] == "see below"
+    assert METHODS["metrans"]["why_not"] in printed
+    assert "2 steps" in printed
+    plain = table(study.results / "few.csv")["one"]
+    assert float(plain["std_of_runs"]) == pytest.approx(0.05 / 2**0.5, abs=1e-4)  # means 0.8 and 0.85
     assert plain["difference"] == "nan"
-    assert float(taught["difference"]) == pytest.approx(0.05)  # 0.1 for a, 0 for b, with both seeds
-    assert (taught["ci95_low"], taught["ci95_high"]) == ("nan", "nan")  # of two seeds
-    assert float(taught["hours"]) == 0.5
-    assert "taught" in capsys.readouterr().out
-    assert imread(results / "plot.png").shape[1] > 1000
+    assert imread(study.results / "few.png").shape[1] > 1000
 
 
 def test_the_interval_is_over_the_seeds_by_hand():
     # The seeds' differences are 0.01, 0.02, 0.03: mean 0.02, standard deviation 0.01, t of 2 degrees 4.3027.
-    cases = np.array([-0.05, 0.0, 0.05])  # apart from each other, the same in each seed
-    scores = np.array([[0.01], [0.02], [0.03]]) + cases
-    expected = (0.02, 0.02 - 4.3027 * 0.01 / 3**0.5, 0.02 + 4.3027 * 0.01 / 3**0.5)
-    assert runner.paired_difference(scores, np.zeros((3, 3))) == pytest.approx(expected, abs=1e-5)
+    runs = {(None, seed): {"a": {"dice_x": 0.5 + seed / 100}, "b": {"dice_x": 0.7 + seed / 100}} for seed in (1, 2, 3)}
+    base = {(None, seed): {"a": {"dice_x": 0.5}, "b": {"dice_x": 0.7}} for seed in (1, 2, 3)}
+    half = 4.3027 * 0.01 / 3**0.5
+    assert tables.difference(runs, base, by_folds=False) == pytest.approx((0.02, 0.02 - half, 0.02 + half), abs=1e-5)
 
 
-@pytest.mark.parametrize("seeds", [1, 2])
-def test_few_seeds_have_no_interval(seeds):
-    mean, low, high = runner.paired_difference(np.full((seeds, 40), 0.01), np.zeros((seeds, 40)))
+def test_with_folds_the_interval_is_over_patients():
+    # Six patients, 0.00 to 0.05 better: mean 0.025, standard error 0.018708 / 6**0.5, t of 5 degrees 2.5706.
+    of_case = {f"case{number}": number / 100 for number in range(6)}
+    folds = [dict(list(of_case.items())[:3]), dict(list(of_case.items())[3:])]
+    runs, base = (
+        {
+            (fold, 0): {case: {"dice_x": 0.5 + times * value} for case, value in of.items()}
+            for fold, of in enumerate(folds)
+        }
+        for times in (1, 0)
+    )
+    half = 2.5706 * 0.018708 / 6**0.5
+    assert tables.difference(runs, base, by_folds=True) == pytest.approx((0.025, 0.025 - half, 0.025 + half), abs=1e-5)
+    mean, low, high = tables.difference({(0, 0): runs[0, 0]}, base, by_folds=True)  # one fold is three patients
     assert mean == pytest.approx(0.01)
     assert np.isnan([low, high]).all()
 
 
-def test_another_budget_or_data_set_is_another_result(tmp_path, monkeypatch, capsys):
-    experiment = write_spec(tmp_path)
-    monkeypatch.setattr(runner, "RESULTS", tmp_path / "results")
-    done = tmp_path / "results" / "tiny" / "hippocampi_2"
-    done.mkdir(parents=True)
-    for seed in (0, 1):
-        write_scores(done, "plain", seed, {"a": (0.8, 0.6)})
-    assert runner.main([str(experiment)]) is None
-    assert "0.7000" in capsys.readouterr().out
-    assert str(runner.main([str(experiment), "--iterations", "1"])).startswith("Error: There should be runs to report")
+def test_another_budget_data_set_or_method_is_another_result(tmp_path):
+    setting = write_setting(tmp_path)
+    study = Study("hippocampi", Setting.read(setting), METHODS, tmp_path)
+    run = Run("plain", None, 0)
+    write_scores(study, run, {"a": (0.8,)}, ("part",))
+    experiment = write_experiment(tmp_path, {"one": {"method": "plain"}})
+    common = [experiment, "--setting", setting, "--results", str(tmp_path)]
+    assert runner.main([*common, "--dataset", "hippocampi"]) is None
+    for other in (["--dataset", "hippocampi", "--iterations", "1"], ["--dataset", "livers"]):
+        assert str(runner.main([*common, *other])).startswith("Error: There should be runs to report")
+    changed = {**METHODS, "plain": {"distillation_weight": 1}}
+    with pytest.raises(InputError, match="is of another plain than that of methods"):
+        Study("hippocampi", study.setting, changed, tmp_path).scores(run)
 
 
 @pytest.fixture
@@ -131,42 +164,236 @@ def hippocampi(tmp_path) -> Path:
     return root
 
 
-def test_runs_once_and_goes_on(tmp_path, hippocampi):
-    small = {"network_def#" + name: value for name, value in TINY.items()} | {"roi_size": [16, 16, 16]}
-    variants = {"plain": small, "taught": {**TAUGHT, **small}}
-    experiment = write_spec(tmp_path, variants=variants, seeds=[0])
-    # A copy, so that the runs of this test are not found beside those of the project.
-    script = tmp_path / "project" / "experiments" / "run.py"
-    script.parent.mkdir(parents=True)
-    script.write_text((EXPERIMENTS / "run.py").read_text())
-    (script.parent / "ideas.py").write_text((EXPERIMENTS / "ideas.py").read_text())
-    (tmp_path / "project" / "bundle").symlink_to(EXPERIMENTS.parent / "bundle")
-    results = script.parent / "results" / "tiny" / "data_2"
-    command = [sys.executable, str(script), str(experiment), "--dataset_dir", str(hippocampi)]
+def test_runs_once_goes_on_and_draws(tmp_path, hippocampi, capsys):
+    setting = write_setting(tmp_path)
+    experiment = write_experiment(tmp_path, {"one": {"method": "plain"}, "other": {"method": "taught"}})
+    folders = ["--setting", setting, "--results", str(tmp_path / "tables"), "--runs", str(tmp_path / "runs")]
+    command = [experiment, "--dataset_dir", str(hippocampi), *folders]
+    results, runs = tmp_path / "tables" / "data" / "tiny_2", tmp_path / "runs" / "data" / "tiny_2"
 
-    first = subprocess.run([*command, "--variants", "plain"], capture_output=True, text=True)
-    assert first.returncode == 0, first.stderr
-    assert set(table(results)) == {"plain"}
+    assert runner.main([*command, "--methods", "plain"]) is None, capsys.readouterr().err
+    assert set(table(results / "few.csv")) == {"one"}
     before = (results / "plain_seed0.csv").stat()
 
-    second = subprocess.run(command, capture_output=True, text=True)
-    assert second.returncode == 0, second.stderr
-    assert set(table(results)) == {"plain", "taught"}
+    assert runner.main(command) is None, (runs / "taught_seed0" / "log.txt").read_text()
+    rows = table(results / "few.csv")
+    assert set(rows) == {"one", "other"}
     assert (results / "plain_seed0.csv").stat().st_mtime_ns == before.st_mtime_ns
     record = json.loads((results / "taught_seed0.json").read_text())
-    assert (record["iterations"], record["seed"]) == (2, 0)
-    assert int(table(results)["plain"]["cases"]) == 2  # 30 % of six
-    log = (script.parent / "runs" / "tiny" / "data_2" / "taught_seed0" / "log.txt").read_text()
-    assert "teacher_loss" in log
+    assert (record["iterations"], record["seed"], record["definition"]["distillation_weight"]) == (2, 0, 0.3)
+    assert int(rows["one"]["cases"]) == 2  # 30 % of six
+    assert "teacher_loss" in (runs / "taught_seed0" / "log.txt").read_text()
+    weights = [json.loads((runs / f"{name}_seed0" / "overlay.json").read_text()) for name in ("plain", "taught")]
+    assert all(of["network_def#hidden_size"] == 8 for of in weights)
+
+    for kind in ("cases", "cam"):
+        figure = write_experiment(tmp_path, {"one": {"method": "plain"}}, kind=kind)
+        picture = tmp_path / f"{kind}.png"
+        arguments = [figure, "--dataset_dir", str(hippocampi), *folders, "--output", str(picture), "--num_cases", "1"]
+        assert runner.main(arguments) is None
+        assert imread(picture).std() > 0.05
+
+    write_setting(tmp_path, split={"seed": 1, "validation_fraction": 0.1, "testing_fraction": 0.3})
+    assert str(runner.main(command)).startswith("Error: split should be that of")
+
+
+def test_a_run_that_fails_is_named_and_the_table_is_made(tmp_path, hippocampi, capsys):
+    overlay = {"config_file": ["configs/train.json", "configs/hippocampus.json"]}
+    setting = write_setting(tmp_path, overlay={"optimizer#_target_": "no.Such"}, **overlay)
+    experiment = write_experiment(tmp_path, {"one": {"method": "plain"}, "other": {"method": "literal"}})
+    folders = ["--setting", setting, "--results", str(tmp_path / "tables"), "--runs", str(tmp_path / "runs")]
+    done = Study("data", Setting.read(setting), METHODS, tmp_path / "tables")
+    done.prepare(hippocampi)
+    write_scores(done, Run("plain", None, 0), {"a": (0.8,)}, ("part",))
+    message = runner.main([experiment, "--dataset_dir", str(hippocampi), *folders])
+    assert str(message).startswith("Error: The training of literal_seed0 failed, the end of")
+    assert "80.0" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [({"base": "other"}, "The base of"), ({"variants": {}}, "The base of"), ({}, "There should be runs to report")],
+    ("arguments", "sentence"),
+    [
+        (["no_such_experiment"], "The file"),
+        (["table4"], "--dataset_dir should be given"),
+        (["table4", "--dataset", "x", "--methods", "none"], "methods.json should have none"),
+        (["table4", "--dataset", "x", "--setting", "none"], "The file"),
+        (["figure4", "--dataset", "x", "--setting", "phantoms", "--cases_dir", "x"], "The weights of"),
+    ],
+    ids=["experiment", "data set", "method", "setting", "weights"],
 )
-def test_bad_input(tmp_path, changes, sentence):
-    message = runner.main([str(write_spec(tmp_path, **changes)), "--results", str(tmp_path / "none")])
+def test_bad_input(tmp_path, arguments, sentence, monkeypatch):
+    monkeypatch.setattr(figures, "make_datalist", lambda *_, **__: {"testing": [{}]})
+    message = runner.main([*arguments, "--runs", str(tmp_path), "--results", str(tmp_path)])
     assert str(message).startswith(f"Error: {sentence}")
+
+
+def test_knobs_come_behind_two_dashes(tmp_path):
+    knobs = runner.values(["--label_convention", "brats2023", "--modalities", "['t1ce']", "--batch_size=3"])
+    overlay = Setting.read(write_setting(tmp_path), knobs=knobs).overlay
+    assert (overlay["label_convention"], overlay["modalities"], overlay["batch_size"]) == ("brats2023", ["t1ce"], 3)
+    assert overlay["roi_size"] == [16, 16, 16]
+
+
+def test_steps_are_cut_into_epochs(tmp_path):
+    study = Study("x", Setting.read(write_setting(tmp_path, iterations=12, steps_per_epoch=4)), METHODS)
+    overlay = study.overlay(Run("plain", None, 7))
+    assert (overlay["max_epochs"], overlay["train#trainer#epoch_length"], overlay["lr_scheduler#total_iters"]) == (
+        3,
+        4,
+        12,
+    )
+    assert (overlay["val_interval"], overlay["seed"]) == (4, 7)
+    with pytest.raises(InputError, match="iterations should be a multiple of steps_per_epoch, got 10 and 4"):
+        Study("x", Setting.read(write_setting(tmp_path, iterations=10, steps_per_epoch=4)), METHODS).overlay(
+            Run("plain", None, 0)
+        )
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.json")), ids=lambda path: path.stem)
+def test_experiments_name_what_there_is(path):
+    if path.stem == "methods":
+        return
+    spec = json.loads(path.read_text())
+    assert {row["method"] for row in spec["rows"].values()} <= set(METHODS)
+    if spec["kind"] == "scores":
+        assert spec["base"] in {row["method"] for row in spec["rows"].values()}
+    if "setting" in spec:
+        setting = Setting.read(spec["setting"])
+        Study("x", setting, METHODS).overlay(Run("plain", None, 0))
+        assert all(Path(config).is_file() for config in setting.configs)
+
+
+@pytest.mark.parametrize(
+    "method", ["base", "base-ms-output", "skips-1", "unet", "vnet", "dynunet-6", "transbts", "kd-net"]
+)
+def test_networks_of_methods_give_logits_of_the_size_of_the_image(method):
+    knobs = {"modalities": ["t1", "t1ce", "t2", "flair"], "label_convention": "brats2018", "roi_size": [64, 64, 64]}
+    with torch.device("meta"):
+        network = sizes.network_of(METHODS[method], knobs).eval()
+        assert network(torch.empty(1, 4, 64, 64, 64)).shape == (1, 4, 64, 64, 64)
+
+
+def test_sizes_by_hand():
+    # A 3x3x3 convolution of 2 to 3 channels on 4^3 voxels, then a linear layer of 4 to 5 on the last axis.
+    network = torch.nn.Sequential(torch.nn.Conv3d(2, 3, 3, padding=1), torch.nn.Linear(4, 5))
+    size = sizes.size_of(network, 2, [4, 4, 4])
+    assert size.parameters_m * 1e6 == pytest.approx(27 * 2 * 3 + 3 + 4 * 5 + 5)
+    assert size.gmac * 1e9 == pytest.approx(27 * 2 * 3 * 64 + 3 * 64 * 5)
+    assert size.attention_gmac == 0
+
+
+def test_attention_is_counted_apart():
+    class Tokens(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = SelfAttention(hidden_size=8, num_heads=2, dropout=0.0)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.attention(x.flatten(2).transpose(1, 2))
+
+    size = sizes.size_of(Tokens(), 8, [2, 2, 4])  # 16 tokens
+    assert size.gmac * 1e9 == pytest.approx(16 * 8 * 8 * 4)  # query, key, value, projection
+    assert size.attention_gmac * 1e9 == pytest.approx(2 * 16 * 16 * 8)
+
+
+def test_the_third_table_has_the_papers_network(tmp_path):
+    spec = json.loads((EXPERIMENTS / "table3.json").read_text())
+    spec["rows"] = {name: row for name, row in spec["rows"].items() if "MISSU" in name}
+    lines = sizes.report_sizes(spec, METHODS, tmp_path / "table3").splitlines()
+    # 4 layers of 2 products of 4096 x 4096 x 512: 68.7 GMAC; what MS-output has more is the fusion's, by the text
+    assert lines[2] == "| MISSU | 10.40 | 130.63 | 68.72 | 10.50 | 132.11 |"
+    assert lines[3] == "| MISSU, MS-output | 11.51 | 316.85 | 68.72 | 17.38 | 196.61 |"
+
+
+def test_the_deepest_skips_stay():
+    skips = [torch.ones(1, 2, 4, 4, 4), torch.ones(1, 4, 2, 2, 2), torch.ones(1, 8, 1, 1, 1)]
+    assert [bool(skip.any()) for skip in ideas.DeepestSkips(1)(skips)] == [False, False, True]
+    assert [bool(skip.any()) for skip in ideas.DeepestSkips(0)(skips)] == [False, False, False]
+
+
+def test_a_student_of_one_modality_learns_from_a_teacher_that_it_does_not_move():
+    torch.manual_seed(0)
+    student = rivals.OneChannel(1, MISSU(1, 2, 16, **TINY))
+    taught = rivals.TaughtByAllModalities(student, MISSU(2, 2, 16, **TINY))
+    x, label = torch.randn(1, 2, 16, 16, 16), torch.zeros(1, 1, 16, 16, 16)
+    other = x.clone()
+    other[:, 0] = 0
+    assert torch.equal(student(x), student(other))  # it sees channel 1 alone
+
+    def nothing(logits: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        return 0 * logits.sum()
+
+    loss = rivals.KDNetLoss(nothing, weight=0.5, temperature=2.0)
+    output = taught(x)
+    loss(output, label).backward()
+    assert all(not weight.grad.any() for weight in taught.teacher.parameters())
+    assert any(weight.grad.any() for weight in student.parameters())
+    # At equal logits nothing is left; of two classes at odds e^2 : 1 to 1 : 1, at T = 2, by hand.
+    assert loss(output._replace(teacher_logits=output.logits), label).item() == pytest.approx(0, abs=1e-6)
+    teacher, student_logits = torch.tensor([2.0, 0.0]), torch.zeros(2)
+    odds = np.e / (np.e + 1)  # softmax of (1, 0)
+    expected = 0.5 * 4 * (odds * np.log(odds / 0.5) + (1 - odds) * np.log((1 - odds) / 0.5))
+    shape = (1, 2, 1, 1, 1)
+    by_hand = output._replace(logits=student_logits.view(shape), teacher_logits=teacher.view(shape))
+    assert loss(by_hand, label).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_grad_cam_is_the_positive_logit_less_its_bias():
+    torch.manual_seed(0)
+    network = MISSU(2, 3, 16, **TINY)
+    with torch.no_grad():
+        network.head.weight[2] = torch.tensor([1.0, -1.0, 1.0, -1.0]).view(4, 1, 1, 1)
+    image = torch.randn(2, 16, 16, 16)
+    logit = network.eval()(image[None])[0, 2] - network.head.bias[2]
+    expected = logit.relu().detach().numpy()
+    assert expected.any()
+    assert not expected.all()
+    np.testing.assert_allclose(figures.cam(network, image, 2), expected, atol=1e-5)
+
+
+def test_errors_of_a_prediction():
+    truth, prediction = np.array([[[0, 0, 1, 1, 2, 2]]]), np.array([[[0, 1, 0, 1, 1, 2]]])
+    assert figures.errors(prediction, truth).tolist() == [[[0, 2, 1, 0, 3, 0]]]
+
+
+def test_a_crop_stays_within_the_volume():
+    mask = torch.zeros(20, 20, 20, dtype=torch.bool)
+    mask[1, 10, 19] = True
+    assert figures.crop_on(mask, [8, 8, 8]) == (slice(0, 8), slice(6, 14), slice(12, 20))
+
+
+@pytest.mark.parametrize("page", document.PAGES, ids=lambda page: page.stem)
+def test_pages_have_the_tables_as_they_are(page):
+    text = page.read_text()
+    assert text.count("<!-- results/") == len(document.BLOCK.findall(text)) >= 2
+    assert document.with_tables(text) == text, "python experiments/document.py puts them there"
+
+
+def test_a_challenge_by_one_command(tmp_path, capsys):
+    write_phantoms(tmp_path / "training", 3, (32, 32, 32))
+    write_phantoms(tmp_path / "validation", 2, (40, 36, 32), seed=1)
+    for label in (tmp_path / "validation").glob("*/*_seg.nii.gz"):
+        label.unlink()
+    overlay = tmp_path / "tiny.json"
+    settings = {"roi_size": [16, 16, 16], "batch_size": 1, "max_epochs": 1, "num_workers": 0}
+    overlay.write_text(json.dumps(settings | {f"network_def#{name}": value for name, value in TINY.items()}))
+    output = tmp_path / "submission"
+    command = ["--dataset_dir", str(tmp_path / "training"), "--validation_dir", str(tmp_path / "validation")]
+    command += ["--output_dir", str(output), "--config_file", f"['{overlay}']"]
+    assert challenge.main(command) is None, (output / "work" / "log.txt").read_text()
+    assert capsys.readouterr().out == f"2 masks written to {output}, brats2018.\n"
+    cases = sorted(path.name for path in (tmp_path / "validation").iterdir())
+    assert sorted(path.name for path in output.glob("*.nii.gz")) == [f"{case}.nii.gz" for case in cases]
+    for case in cases:
+        mask, flair = (
+            nib.load(path) for path in (output / f"{case}.nii.gz", tmp_path / f"validation/{case}/{case}_flair.nii.gz")
+        )
+        assert mask.shape == flair.shape
+        np.testing.assert_allclose(mask.affine, flair.affine)
+        assert set(np.unique(mask.dataobj)) <= {0, 1, 2, 4}
+    record = json.loads((output / "work" / "model_final.json").read_text())
+    assert record["cases"] == sorted(path.name for path in (tmp_path / "training").iterdir())
+    assert "all: 3 of the 3 labelled cases" in (output / "work" / "log.txt").read_text()
 
 
 def test_a_fusion_that_begins_as_the_identity():
@@ -255,15 +482,13 @@ def test_warm_up_ends_in_the_poly_decay_of_torch():
 @pytest.mark.slow
 def test_self_distillation_at_a_tenth_of_the_budget(real_data, tmp_path):
     """The command of docs/about/experiments.md with 40 steps instead of 400."""
-    experiment, results = EXPERIMENTS / "self_distillation.json", tmp_path / "results"
-    arguments = ["--dataset_dir", str(real_data / "hippocampus"), "--iterations", "40", "--results", str(results)]
-    assert runner.main([str(experiment), *arguments]) is None
-    rows = table(results)
-    named = ["plain", "literal", "taught", "taught-ramp", "ms-output"]
-    named += ["taught-identity", "ms-output-identity"]
-    assert list(rows) == [*named, "repaired", "fused-encoding", "deep-supervision", "deep-supervision-taught"]
-    assert all((row["seeds"], row["cases"]) == ("3", "60") for row in rows.values())
-    assert all(0.2 < float(row["dice"]) < 0.95 for row in rows.values())
+    folders = ["--results", str(tmp_path / "tables"), "--runs", str(tmp_path / "runs")]
+    arguments = ["--dataset_dir", str(real_data / "hippocampus"), "--iterations", "40", *folders]
+    assert runner.main(["self_distillation", *arguments]) is None
+    rows = table(tmp_path / "tables" / "hippocampus" / "hippocampus_40" / "self_distillation.csv")
+    assert list(rows) == list(json.loads((EXPERIMENTS / "self_distillation.json").read_text())["rows"])
+    assert all((row["runs"], row["cases"]) == ("3", "60") for row in rows.values())
+    assert all(0.2 < float(row["dice_anterior"]) < 0.95 for row in rows.values())
 
 
 def write_subsets(results: Path, variant: str, fold: int, seed: int, dice: dict[str, float]) -> None:

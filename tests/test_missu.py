@@ -51,14 +51,22 @@ def test_size_and_cost_are_those_of_the_paper():
         ({**SMALL, "out_channels": 1, "img_size": (8, 16, 24)}, (1, 4, 8, 16, 24), 1),
         ({**SMALL, "in_channels": 1, "out_channels": 5, "img_size": 16}, (3, 1, 24, 8, 40), 5),
         ({**SMALL, "blocks_per_stage": (2, 1, 1, 1), "img_size": [16, 16, 16]}, (1, 4, 16, 16, 16), 4),
+        ({**SMALL, "num_layers": 0, "img_size": 16}, (1, 4, 24, 16, 16), 4),
         ({**SMALL, "skips": MultiScaleFusion([8, 16, 32]), "img_size": 16}, (1, 4, 16, 24, 16), 4),
     ],
-    ids=["default", "CHAOS", "not cubic", "other than img_size", "other depths", "MS-output"],
+    ids=["default", "CHAOS", "not cubic", "other than img_size", "other depths", "no Transformer", "MS-output"],
 )
 def test_logits_have_the_size_of_the_image(arguments, shape, classes):
     with torch.inference_mode():
         logits = MISSU(**arguments).eval()(torch.rand(shape))
     assert logits.shape == (shape[0], classes, *shape[2:])
+
+
+def test_without_layers_nothing_of_the_transformer_is_left():
+    network = MISSU(**SMALL | {"num_layers": 0}, img_size=16)
+    assert not list(network.bottleneck.parameters())
+    *skips, deepest = network.encode(x := image(network, 16, 16, 16))
+    assert torch.equal(network(x), network.decode(deepest, skips))
 
 
 def test_logits_are_what_the_head_gives(tiny_network):
@@ -75,6 +83,7 @@ def test_logits_are_what_the_head_gives(tiny_network):
         ({"img_size": (128, 0, 128)}, "img_size should be a positive multiple of 8 on each axis, W is 0."),
         ({"img_size": (128, 128)}, "img_size should be one integer or 3, got [128, 128]."),
         ({"init_filters": 0}, "init_filters should be positive, got 0."),
+        ({"num_layers": -1}, "num_layers should be 0 or more, got -1."),
         ({"num_heads": 7}, "hidden_size should be divisible by num_heads, got 512 and 7."),
         ({"num_heads": 0}, "hidden_size should be divisible by num_heads, got 512 and 0."),
         ({"blocks_per_stage": (1, 2, 3)}, "blocks_per_stage should be 4 positive integers, got [1, 2, 3]."),

@@ -66,6 +66,8 @@ def test_the_record_has_every_argument_of_the_network(tmp_path):
     assert record["settings"] == {**LIVER, "network": wanted}
     assert record["cases"] == ["case_0"]
     assert arguments_of(MISSU(**wanted)) == wanted
+    base = {"in_channels": 1, "out_channels": 3, "init_filters": 8, "blocks_per_stage": [1, 1, 1, 1], "num_layers": 0}
+    assert arguments_of(MISSU(**base)) == base
 
 
 @pytest.mark.parametrize("workflow", ["inference", "evaluating"])

@@ -171,7 +171,8 @@ class MISSU(nn.Module):
         blocks_per_stage: convolutions of the four stages; the first one of stages 2 to 4 has stride 2.
         hidden_size: token width d.
         mlp_dim: width of the Transformer's FFN.
-        num_layers: Transformer layers L.
+        num_layers: Transformer layers L. With 0 nothing is left of the Transformer, its tokens and its position table:
+            the network is the base UNet of the paper's Table IV.
         num_heads: heads of the self-attention.
         dropout: dropout rate in the Transformer and after the first stage; the paper names none.
         skips: what makes the decoder's skips of A1..A3, at inference too; ``None`` hands them on as they are. A
@@ -179,7 +180,8 @@ class MISSU(nn.Module):
 
     Raises:
         InputError: when a side of ``img_size`` is not a positive multiple of 8, ``init_filters`` not positive,
-            ``hidden_size`` not a multiple of ``num_heads``, or ``blocks_per_stage`` not four positive integers.
+            ``num_layers`` negative, ``hidden_size`` not a multiple of ``num_heads``, or ``blocks_per_stage`` not four
+            positive integers.
 
     Attributes:
         takes_windows: says to an inferer that ``forward`` takes windows.
@@ -215,6 +217,8 @@ class MISSU(nn.Module):
                 raise InputError(f"img_size should be a positive multiple of {STRIDE} on each axis, {axis} is {side}.")
         if init_filters < 1:
             raise InputError(f"init_filters should be positive, got {init_filters}.")
+        if num_layers < 0:
+            raise InputError(f"num_layers should be 0 or more, got {num_layers}.")
         if num_heads < 1 or hidden_size % num_heads:
             raise InputError(f"hidden_size should be divisible by num_heads, got {hidden_size} and {num_heads}.")
         if len(blocks_per_stage) != NUM_STAGES or min(blocks_per_stage) < 1:
@@ -230,15 +234,17 @@ class MISSU(nn.Module):
             first = ConvBlock(in_channels, width) if stage == 0 else ConvBlock(width // 2, width, stride=2)
             self.encoder.append(EncoderStage(first, *[ConvBlock(width, width) for _ in range(num_blocks - 1)]))
         self.dropout = nn.Dropout3d(dropout)
-        self.bottleneck = TransformerBottleneck(
-            channels=self.feature_channels[-1],
-            grid_size=[side // STRIDE for side in sides],
-            hidden_size=hidden_size,
-            mlp_dim=mlp_dim,
-            num_layers=num_layers,
-            num_heads=num_heads,
-            dropout=dropout,
-        )
+        self.bottleneck: nn.Module = nn.Identity()
+        if num_layers:
+            self.bottleneck = TransformerBottleneck(
+                channels=self.feature_channels[-1],
+                grid_size=[side // STRIDE for side in sides],
+                hidden_size=hidden_size,
+                mlp_dim=mlp_dim,
+                num_layers=num_layers,
+                num_heads=num_heads,
+                dropout=dropout,
+            )
         self.skips = skips
         self.decoder = nn.ModuleList(UpsampleBlock(2 * width, width) for width in reversed(self.feature_channels[:-1]))
         self.head = nn.Conv3d(init_filters, out_channels, kernel_size=1)

@@ -27,7 +27,7 @@ from ..data.patients import patient_of, patients_of
 from ..errors import InputError, flag
 from ..files import read_json, whole_file
 from ..networks import MISSU
-from ..networks.missu import STRIDE
+from ..networks.missu import STRIDE, TransformerBottleneck
 
 __all__ = [
     "arguments_of",
@@ -217,19 +217,23 @@ def arguments_of(network: nn.Module) -> dict[str, Any] | None:
     """
     if type(network) is not MISSU:  # of a subclass the class would have to be recorded, too
         return None
-    bottleneck = network.bottleneck
     arguments: dict[str, Any] = {
         "in_channels": network.in_channels,
         "out_channels": network.head.out_channels,
-        "img_size": [STRIDE * side for side in bottleneck.position_embedding.shape[2:]],
         "init_filters": network.feature_channels[0],
         "blocks_per_stage": [len(list(stage.children())) for stage in network.encoder],
-        "hidden_size": bottleneck.patch_embedding.out_features,
-        "num_layers": len(bottleneck.layers),
+        "num_layers": 0,
     }
-    layer: Any
-    for layer in bottleneck.layers:  # all alike; none without a Transformer
-        arguments |= {"mlp_dim": layer.mlp[0].out_features, "num_heads": layer.attention.num_heads}
+    bottleneck = network.bottleneck
+    if isinstance(bottleneck, TransformerBottleneck):
+        layer: Any = bottleneck.layers[0]  # all are alike
+        arguments |= {
+            "img_size": [STRIDE * side for side in bottleneck.position_embedding.shape[2:]],
+            "hidden_size": bottleneck.patch_embedding.out_features,
+            "num_layers": len(bottleneck.layers),
+            "mlp_dim": layer.mlp[0].out_features,
+            "num_heads": layer.attention.num_heads,
+        }
     return arguments
 
 
