@@ -20,7 +20,8 @@ import torch
 
 from scripts.networks import MISSU
 from scripts.sources.phantom import write_phantoms
-from scripts.weights.record import read_record
+from scripts.weights.checkpoints import load_weights
+from scripts.weights.record import read_record, write_record
 
 ROOT = Path(__file__).parents[1]
 NAME = "missu_brats_mri_segmentation"
@@ -199,17 +200,36 @@ def test_the_page_for_hugging_face_has_the_card_and_what_the_site_reads(bundle, 
     assert subprocess.run(command, capture_output=True, timeout=120).returncode == 0  # made anew
 
 
+@pytest.mark.parametrize("path", sorted((BUNDLE / "models").glob("*.pt")), ids=lambda path: path.name)
+def test_what_is_shipped_fits_its_record(path):
+    record = read_record(path)  # checks the sha256
+    assert path.stat().st_size < 25e6
+    assert record["license"]
+    assert set(record["scan_range"]) == {"volume_ml", "air", "num_cases"}
+    network = MISSU(**record["settings"]["network"])
+    load_weights(network, path)
+    assert network.in_channels == len(record["settings"]["modalities"])
+    if "CHAOS" in record["dataset"]:
+        assert record["license"] in path.with_suffix(".LICENSE").read_text()
+    commercial = not record["cases"]
+    assert commercial == (record["license"] == "Apache-2.0")
+
+
 def test_weights_are_shipped_in_float16_with_the_terms_of_their_data(bundle, network, tmp_path):
-    output = tmp_path / "shipped.pt"
-    command = [sys.executable, ROOT / "tools" / "ship.py", "--checkpoint", bundle / "models" / "model.pt"]
-    command += ["--output", output, "--dataset", "D", "--license", "L", "--settings", "{'min_piece': 0.1}"]
+    output, settings = tmp_path / "shipped.pt", {"modalities": ["t1"], "spacing_mm": [2, 2, -1], "roi_size": [16] * 3}
+    kept = {"label_convention": "brats2018", **settings}
+    weights = bundle / "models" / "model.pt"
+    write_record(weights, {"dataset": "phantoms", "cases": [], "settings": kept, "epoch": 1, "metrics": {"dice": 0.5}})
+    command = [sys.executable, ROOT / "tools" / "ship.py", "--checkpoint", weights, "--output", output]
+    command += ["--dataset", "D", "--license", "L", "--settings", "{'spacing_mm': [2, 2, 8]}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    weights = torch.load(output, weights_only=True)
+    shipped = torch.load(output, weights_only=True)
     for name, value in network.state_dict().items():
-        assert torch.equal(weights[name], value.half() if value.is_floating_point() else value)
+        assert torch.equal(shipped[name], value.half() if value.is_floating_point() else value)
     record = read_record(output)  # checks the sha256
-    assert (record["dataset"], record["license"], record["settings"]) == ("D", "L", {"min_piece": 0.1})
+    assert (record["dataset"], record["license"], record["metrics"]) == ("D", "L", {})
+    assert record["settings"] == {**kept, "spacing_mm": [2, 2, 8]}
     (bundle / "models" / "model.json").unlink()
     refused = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert refused.returncode == 1
