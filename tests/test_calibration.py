@@ -140,8 +140,8 @@ def test_pages_say_what_is_expected(write_case, tmp_path):
     assert main(["report", *map(str, [*arguments, tmp_path / "pages", *likely])]) is None
     told = [json.loads((tmp_path / "pages" / f"case_{number}.json").read_text()) for number in range(2)]
     assert told[0]["expected_dice"]["wt"] < told[1]["expected_dice"]["wt"] < 1
-    assert "expected Dice WT" in (tmp_path / "pages" / "index.html").read_text()
-    assert f"{told[1]['expected_dice']['wt']:.2f}" in (tmp_path / "pages" / "case_1.html").read_text()
+    assert "expected Dice WT" in (tmp_path / "pages" / "index.html").read_text(encoding="utf-8")
+    assert f"{told[1]['expected_dice']['wt']:.2f}" in (tmp_path / "pages" / "case_1.html").read_text(encoding="utf-8")
     (tmp_path / "probabilities" / "case_1.nii.gz").unlink()
     message = str(main(["report", *map(str, [*arguments, tmp_path / "others", *likely])]))
     assert "Case case_1: its probabilities are missing" in message
