@@ -445,6 +445,12 @@ class TestInference:
         with pytest.raises(InputError, match=r"output_dir should not be a folder of scans, .* holds case case_2"):
             inference_cases(linked, MODALITIES, tiny_cases / "case_2" / "masks")
 
+    def test_probabilities_do_not_replace_scans(self, tiny_cases, tmp_path):
+        """In the layout of the Decathlon both are called ``<case>.nii.gz``."""
+        with pytest.raises(InputError, match="probabilities_dir should lie outside of dataset_dir"):
+            inference_cases(tiny_cases, MODALITIES, "eval", probabilities_dir=tiny_cases / "case_2")
+        assert inference_cases(tiny_cases, MODALITIES, "eval", probabilities_dir=tmp_path / "probabilities")
+
     def test_labels_alone_are_nothing_to_segment(self, tmp_path):
         (tmp_path / "a_seg.nii").touch()
         with pytest.raises(InputError, match="holds labels only"):

@@ -323,6 +323,7 @@ def inference_cases(
     split: str = "inference",
     may_leave_dataset_dir: bool = False,
     suffixes: Mapping[str, str] | None = None,
+    probabilities_dir: str | Path | None = None,
 ) -> list[dict[str, Any]]:
     """The cases to segment: those of a datalist's split, or without a list every case of the folder.
 
@@ -330,8 +331,9 @@ def inference_cases(
     without a list, such a case is given by one of its files, and the loader looks for the siblings.
 
     Raises:
-        InputError: when there is no such list or folder, or no case in it; when ``output_dir`` lies where cases are
-            looked for: masks are named as labels are, would replace them or be taken for them.
+        InputError: when there is no such list or folder, or no case in it; when ``output_dir`` or ``probabilities_dir``
+            lies where cases are looked for: masks are named as labels are, and probabilities as scans, they would
+            replace them or be taken for them.
     """
     if data_list_file_path is not None:
         entries = _entries(Path(dataset_dir), split, modalities, data_list_file_path, may_leave_dataset_dir)
@@ -341,16 +343,23 @@ def inference_cases(
         entries = [{"case_id": case.case_id, "image": _files_to_load(case, modalities, suffixes)} for case in cases]
     if not entries:
         raise InputError(f"dataset_dir should hold scans, {dataset_dir} holds labels only.")
-    output = Path(output_dir).resolve()
-    if output.is_relative_to(Path(dataset_dir).resolve()):
-        raise InputError(
-            f"output_dir should lie outside of dataset_dir, where masks would be taken for labels: {output_dir} lies "
-            f"in {dataset_dir}."
-        )
+    check_outside("output_dir", output_dir, Path(dataset_dir), entries, "masks would be taken for labels")
+    if probabilities_dir is not None:
+        confused = "probabilities would be taken for scans"
+        check_outside("probabilities_dir", probabilities_dir, Path(dataset_dir), entries, confused)
+    return entries
+
+
+def check_outside(
+    knob: str, folder: str | Path, dataset_dir: Path, entries: Sequence[dict[str, Any]], confused: str
+) -> None:
+    """Refuses a folder to write to that lies where cases are looked for."""
+    output = Path(folder).resolve()
+    if output.is_relative_to(dataset_dir.resolve()):
+        raise InputError(f"{knob} should lie outside of dataset_dir, where {confused}: {folder} lies in {dataset_dir}.")
     for entry in entries:
         if any(output.is_relative_to(Path(file).resolve().parent) for file in _image_files(entry).values()):
-            raise InputError(f"output_dir should not be a folder of scans, {output_dir} holds case {entry['case_id']}.")
-    return entries
+            raise InputError(f"{knob} should not be a folder of scans, {folder} holds case {entry['case_id']}.")
 
 
 def _files_to_load(case: Case, modalities: Sequence[str], suffixes: Mapping[str, str] | None) -> str | dict[str, str]:

@@ -12,6 +12,7 @@ import numpy as np
 from monai.data import FolderLayoutBase, NibabelWriter
 
 from ..data.cases import mask_of
+from ..errors import InputError
 from ..files import whole_file
 
 __all__ = ["AtomicNibabelWriter", "MaskLayout", "ProbabilitiesLayout"]
@@ -39,8 +40,19 @@ class MaskLayout(FolderLayoutBase):
         self.output_dir = output_dir
 
     def filename(self, **kwargs: Any) -> Path:
-        """The file of the mask of ``case_id``."""
-        return mask_of(self.output_dir, kwargs["case_id"])
+        """The file of the mask of ``case_id``.
+
+        Raises:
+            InputError: when it is there: none was at the start, so that another run writes to the same folder, or a
+                file system takes two IDs for one.
+        """
+        path = mask_of(self.output_dir, kwargs["case_id"])
+        if path.exists():
+            raise InputError(
+                f"{path} should be a new file, it came since the start: from another run into this output_dir, or from "
+                "a case whose ID differs in capital letters alone."
+            )
+        return path
 
 
 class ProbabilitiesLayout(FolderLayoutBase):
