@@ -36,6 +36,7 @@ __all__ = [
     "check_settings",
     "check_unseen",
     "convention_to_write",
+    "costs_of_missing",
     "describe",
     "keep_setting",
     "network_of_record",
@@ -345,24 +346,27 @@ def check_contract(
             f"{label_convention} has others."
         )
     missing = [name for name in network_modalities if name not in modalities]
-    if missing:
-        warn_of_missing(missing, bool(settings.get("modality_dropout")), "et" in regions(label_convention))
+    for sentence in costs_of_missing(missing, bool(settings.get("modality_dropout")), label_convention):
+        logger.warning(sentence)
     return settings.get("network") or {}
 
 
-def warn_of_missing(missing: Sequence[str], seen_in_training: bool, has_enhancing_tumor: bool) -> None:
-    """Says in the log what a missing modality costs."""
+def costs_of_missing(missing: Sequence[str], seen_in_training: bool, label_convention: Convention) -> list[str]:
+    """What missing modalities cost, in sentences; none where none is missing."""
+    if not missing:
+        return []
     names = ", ".join(missing)
-    logger.warning(f"Without {names}: zero in the channels of the network, and worse masks than with all modalities.")
+    costs = [f"Without {names}: zero in the channels of the network, and worse masks than with all modalities."]
     if not seen_in_training:
-        logger.warning(
+        costs.append(
             f"The weights never saw a case without {names}, by their record (modality_dropout): such masks are likely "
             "to be wrong. A training with modality_dropout, or with teacher.json, is for that."
         )
-    if has_enhancing_tumor and "t1ce" in missing:
-        logger.warning(
+    if "t1ce" in missing and "et" in regions(label_convention):
+        costs.append(
             "Enhancing tumor without t1ce is below 0.50 Dice for every published method: do not rely on the region et."
         )
+    return costs
 
 
 def refuse_other(name: str, wanted: Any, given: Any) -> None:
