@@ -59,15 +59,16 @@ class ProbabilitiesLayout(FolderLayoutBase):
     """``folder_layout`` of ``SaveImaged`` for what is no mask: a file is called as its case.
 
     Args:
-        output_dir: where the files go; one that is there is replaced.
+        output_dir: where the files go; one that is there is replaced. ``None`` where none are kept: MONAI builds what
+            a part that is disabled is made of.
     """
 
-    def __init__(self, output_dir: str) -> None:
-        self.output_dir = Path(output_dir)
+    def __init__(self, output_dir: str | None) -> None:
+        self.output_dir = output_dir
 
     def filename(self, **kwargs: Any) -> Path:
         """The file of ``case_id``."""
-        return self.output_dir / f"{kwargs['case_id']}.nii.gz"
+        return Path(str(self.output_dir), f"{kwargs['case_id']}.nii.gz")
 
 
 class AtomicNibabelWriter(NibabelWriter):
