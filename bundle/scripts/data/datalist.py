@@ -26,6 +26,7 @@ __all__ = ["inference_cases", "load_datalist", "make_datalist", "patients_in", "
 logger = logging.getLogger(__name__)
 
 LABELLED = ("training", "validation", "testing")
+UNLABELLED = ("inference", "test")  # ours, and the Decathlon's, which lists the scans alone
 ALL = "all"  # in place of a split: every labelled case
 
 
@@ -231,7 +232,7 @@ def _entries(
         else:
             logger.info(f"{message}.")
     may_leave = flag("may_leave_dataset_dir", may_leave)
-    absolute = [_absolute(entry, root, modalities, split != "inference", may_leave) for entry in entries]
+    absolute = [_absolute(entry, root, modalities, split not in UNLABELLED, may_leave) for entry in entries]
     check_cases_once(name, split, [entry["case_id"] for entry in absolute])
     return absolute
 
@@ -281,7 +282,39 @@ def patients_in(entries: Iterable[dict[str, Any]]) -> dict[str, str]:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"data_list_file_path should be a datalist, {path} is not there.")
-    return read_json(path, "data_list_file_path")
+    datalist = read_json(path, "data_list_file_path")
+    folds = datalist.get("folds", 0)
+    if type(folds) is not int:
+        raise InputError(f"{path}: folds should be a whole number, it is {json.dumps(folds)}.")
+    for split in (*LABELLED, *UNLABELLED):
+        if split not in datalist:
+            continue
+        entries = datalist[split]
+        if not isinstance(entries, list):
+            raise InputError(f"{path}: {split} should be a list of cases, it is {json.dumps(entries)[:80]}.")
+        datalist[split] = entries = [{"image": entry} if isinstance(entry, str) else entry for entry in entries]
+        for entry in entries:
+            if not _is_case(entry):
+                raise InputError(
+                    f'{path}: {split} should hold cases such as {{"image": "a.nii.gz", "label": "b.nii.gz"}}, it holds '
+                    f"{json.dumps(entry)[:80]}."
+                )
+            if split == "training" and folds and entry.get("fold") not in range(folds):
+                raise InputError(
+                    f"{path}: fold should be from 0 to {folds - 1} for each case of training, "
+                    f"{case_id_of(entry)} has {entry.get('fold')}."
+                )
+    return datalist
+
+
+def _is_case(entry: Any) -> bool:
+    """Whether an entry of a list has what its names ask for, where they are there."""
+    if not isinstance(entry, dict):
+        return False
+    image = entry.get("image") or ""
+    files = [*image.values()] if isinstance(image, dict) else [image]
+    texts = all(isinstance(file, str) for file in [*files, entry.get("label") or ""])
+    return texts and all(isinstance(entry.get(name) or "", str | int) for name in ("case_id", "patient"))
 
 
 def _absolute(
