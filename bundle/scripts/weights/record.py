@@ -45,6 +45,7 @@ __all__ = [
     "recorded",
     "sha256",
     "temperature_of",
+    "terms_of",
     "told_patients",
     "trained_patients",
     "write_record",
@@ -106,6 +107,11 @@ FORM_OF_SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "invert_logits": ("true or false", lambda value: str(value).lower() in ("true", "false")),
     "largest_component_of": ("a list of classes", lambda value: is_list(value, lambda number: type(number) is int)),
     "min_piece": ("a number", is_number),
+    "modality_dropout": ("a number", is_number),
+    "temperature": (
+        "a number above 0 for each region",
+        lambda value: is_mapping(value, lambda number: is_number(number) and number > 0),
+    ),
     "parent": (
         "the weights that it began with",
         lambda value: (
@@ -206,8 +212,15 @@ def describe(path: str | Path) -> str:
         )
     metrics = "".join(f", {name} {value:.3f}" for name, value in record["metrics"].items())
     of = f"{record['dataset']} ({len(record['cases'])} cases)"
-    terms = f" Terms: {record['license']}." if "license" in record else ""
-    return f"{path}: trained on {of}, epoch {record['epoch']}{metrics}.{terms}"
+    terms = terms_of(record)
+    told = f" Terms: {terms}." if terms else ""
+    return f"{path}: trained on {of}, epoch {record['epoch']}{metrics}.{told}"
+
+
+def terms_of(record: Mapping[str, Any]) -> str:
+    """The terms of weights by their record, and of those that they began with; empty where it tells none."""
+    of_parent = (record.get("settings", {}).get("parent") or {}).get("license")
+    return "; ".join(dict.fromkeys(str(terms) for terms in (record.get("license"), of_parent) if terms))
 
 
 def arguments_of(network: nn.Module) -> dict[str, Any] | None:
