@@ -91,7 +91,7 @@ def test_steps_that_are_left_out_are_not_missed(probabilities_dir, num_steps):
     """MONAI builds what they are made of all the same."""
     config = ConfigParser()
     config.read_config(CONFIGS / "inference.json")
-    config.update({"bundle_root": str(BUNDLE), "probabilities_dir": probabilities_dir})
+    config.update({"bundle_root": str(CONFIGS.parent), "probabilities_dir": probabilities_dir})
     assert len(config.get_parsed_content("postprocessing").transforms) == num_steps
 
 

@@ -15,7 +15,6 @@ from scripts.errors import InputError
 from scripts.inference import CaseDataset, CaseEvaluator, MaskRecord
 from scripts.weights.record import sha256, write_record
 
-
 RECORD = {
     "dataset": "BraTS",
     "cases": [],
@@ -76,10 +75,15 @@ def test_each_mask_has_its_own(tmp_path):
         {"file": str(weights[0]), "sha256": sha256(weights[0]), "trained_on": "BraTS"},
         {"file": str(weights[1]), "sha256": sha256(weights[1]), "trained_on": None},
     ]
-    assert first["settings"] == second["settings"] == third["settings"] == {
-        "overlap": 0.5,
-        "label_convention": "brats2023",
-    }
+    assert (
+        first["settings"]
+        == second["settings"]
+        == third["settings"]
+        == {
+            "overlap": 0.5,
+            "label_convention": "brats2023",
+        }
+    )
     assert first["versions"]["torch"] == torch.__version__
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from monai.data import FolderLayoutBase, NibabelWriter
+from nibabel.nifti1 import Nifti1Extension
 
 from ..data.cases import mask_of
 from ..errors import InputError
@@ -77,7 +79,14 @@ class AtomicNibabelWriter(NibabelWriter):
     A mask on the grid of its scan takes the scan's unit, qform and sform with their codes, as some readers go by the
     one and some by the other. MONAI's writer takes millimeters for unknown, and the code 1 for both. The description in
     the header names the modalities that were missing.
+
+    Args:
+        temperature: of probabilities, which an extension of the header has as JSON.
     """
+
+    def __init__(self, *args: Any, temperature: Mapping[str, float] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.temperature = temperature
 
     def set_metadata(self, meta_dict: Mapping | None, resample: bool = True, **options: Any) -> None:
         super().set_metadata(meta_dict, resample, **options)
@@ -96,6 +105,8 @@ class AtomicNibabelWriter(NibabelWriter):
                 set_form(image.affine, code="scanner")
         if self.scan.get("missing"):
             header["descrip"] = f"without {self.scan['missing']}"[:DESCRIPTION_BYTES]
+        if self.temperature:
+            header.extensions.append(Nifti1Extension("comment", json.dumps(dict(self.temperature)).encode()))
         with whole_file(filename) as temporary:
             nib.save(nib.Nifti1Image(image.dataobj, None, header), temporary)
         if verbose:
