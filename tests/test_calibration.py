@@ -16,7 +16,14 @@ from test_segment import MODALITIES, flags, write_weights
 
 from scripts.__main__ import main
 from scripts.data import RegionProbabilitiesd
-from scripts.evaluation.calibration import LOGIT_EDGES, Calibration, expected_dice, fit_temperature, rank_correlation
+from scripts.evaluation.calibration import (
+    LOGIT_EDGES,
+    Calibration,
+    expected_dice,
+    fit_temperature,
+    made_with,
+    rank_correlation,
+)
 from scripts.weights import temperature_of
 
 
@@ -79,6 +86,7 @@ def test_probabilities_are_kept_on_demand(tiny_case, tmp_path, invert_logits):
     arguments = ["--checkpoint", str(weights), *flags(tiny_case, *MODALITIES)]
     assert main(["segment", *arguments, *(str(each) for pair in written.items() for each in pair)]) is None
     kept, mask = nib.load(out / "p.nii.gz"), nib.load(out / "m.nii.gz")
+    assert made_with({"m": out / "p.nii.gz"}) == {"wt": 3.0}
     assert kept.shape == (*mask.shape, 3)
     assert np.allclose(kept.affine, mask.affine)
     _, wt, _ = np.moveaxis(kept.get_fdata(), -1, 0)
@@ -117,6 +125,8 @@ def test_the_command_keeps_a_temperature(write_case, tmp_path, capsys):
     kept = temperature_of(str(weights))
     assert all(0.1 <= kept[name] < 0.5 for name in ("tc", "wt", "et"))  # all were right
     assert temperature_of([str(weights), str(weights)]) == {}
+    assert main(["calibration", *map(str, arguments)]) is None  # by the same probabilities once more
+    assert temperature_of(str(weights)) == kept
     with open(tmp_path / "out" / "calibration.csv") as file:
         assert [row["spearman"] for row in csv.DictReader(file)] == ["nan"] * 3  # both cases are alike
     assert "Kept in the record" in capsys.readouterr().out

@@ -86,6 +86,15 @@ def test_steps_are_patched_by_name(path):
         assert not re.search(r"#\d|\bhandlers\[|transforms\[", text), text
 
 
+@pytest.mark.parametrize(("probabilities_dir", "num_steps"), [(None, 6), ("kept", 8)])
+def test_steps_that_are_left_out_are_not_missed(probabilities_dir, num_steps):
+    """MONAI builds what they are made of all the same."""
+    config = ConfigParser()
+    config.read_config(CONFIGS / "inference.json")
+    config.update({"bundle_root": str(CONFIGS.parent), "probabilities_dir": probabilities_dir})
+    assert len(config.get_parsed_content("postprocessing").transforms) == num_steps
+
+
 def test_what_all_processes_do_is_there():
     steps = {handler["_target_"].split(".")[-1] for handler in load("train.json")["train"]["handlers"]}
     of_all = set(load("multi_gpu_train.json")["of_all_processes"])

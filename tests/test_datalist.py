@@ -445,10 +445,45 @@ class TestInference:
         with pytest.raises(InputError, match=r"output_dir should not be a folder of scans, .* holds case case_2"):
             inference_cases(linked, MODALITIES, tiny_cases / "case_2" / "masks")
 
+    def test_probabilities_do_not_replace_scans(self, tiny_cases, tmp_path):
+        """In the layout of the Decathlon both are called ``<case>.nii.gz``."""
+        with pytest.raises(InputError, match="probabilities_dir should lie outside of dataset_dir"):
+            inference_cases(tiny_cases, MODALITIES, "eval", probabilities_dir=tiny_cases / "case_2")
+        assert inference_cases(tiny_cases, MODALITIES, "eval", probabilities_dir=tmp_path / "probabilities")
+
     def test_labels_alone_are_nothing_to_segment(self, tmp_path):
         (tmp_path / "a_seg.nii").touch()
         with pytest.raises(InputError, match="holds labels only"):
             inference_cases(tmp_path, MODALITIES, "eval")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"training": None}, "training should be a list of cases, it is null"),
+        ({"validation": {"a": 1}}, "validation should be a list of cases"),
+        ({"testing": [3]}, "testing should hold cases such as .*, it holds 3"),
+        ({"training": [{"image": ["a.nii.gz"]}]}, "training should hold cases such as"),
+        ({"training": [{"image": {"t1": 3}}]}, "training should hold cases such as"),
+        ({"training": [{"image": "a.nii.gz", "label": 3}]}, "training should hold cases such as"),
+        ({"training": [{"image": "a.nii.gz", "case_id": ["a"]}]}, "training should hold cases such as"),
+        ({"folds": "2"}, 'folds should be a whole number, it is "2"'),
+        ({"folds": 2, "training": [{"image": "a.nii.gz"}]}, "fold should be from 0 to 1 .*, a has None"),
+        ({"folds": 2, "training": [{"image": "a.nii.gz", "fold": 7}]}, "fold should be from 0 to 1 .*, a has 7"),
+    ],
+)
+def test_a_list_of_another_form_is_refused(tiny_cases, tmp_path, change, sentence):
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps(make_datalist(tiny_cases) | change))
+    with pytest.raises(InputError, match=sentence):
+        load_datalist(tiny_cases, "training", MODALITIES, path, fold=0)
+
+
+def test_the_test_cases_of_the_decathlon(tmp_path):
+    """Its ``dataset.json`` lists them by their scans alone."""
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": [], "test": ["./imagesTs/hippocampus_002.nii.gz"]}))
+    [entry] = inference_cases(tmp_path, ["mri"], "eval", tmp_path / "dataset.json", split="test")
+    assert entry["case_id"] == "hippocampus_002"
 
 
 def test_real_patients_with_two_modalities(real_data):

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from ignite.engine import Events
 from monai.data import DataLoader
-from monai.transforms import Lambdad
+from monai.transforms import Compose, Lambdad, SaveImaged
 from torch import nn
 
+from scripts.data import LoadImageCased, name_by_case
 from scripts.errors import InputError
 from scripts.files import whole_file
-from scripts.inference import CaseDataset, CaseEvaluator
+from scripts.inference import CaseDataset, CaseEvaluator, MaskLayout
 
 
 def read_case(value: float) -> torch.Tensor:
@@ -94,6 +96,32 @@ def test_what_is_there_is_not_replaced(tmp_path):
     evaluator([1.0, 2.0, 3.0], done, tmp_path, skip_existing=True).run()
     assert done == [1, 3]
     assert (tmp_path / "2_seg.nii.gz").read_text() == "corrected by hand"
+
+
+def test_a_mask_that_came_meanwhile_is_not_replaced(tmp_path, write_case):
+    """Of another run into the same folder; the other cases are done all the same."""
+    cases = [{"case_id": name, "image": str(write_case(tmp_path / name, name, ["t1"])["t1"])} for name in ("p1", "p2")]
+    masks = tmp_path / "masks"
+    dataset = CaseDataset(cases, LoadImageCased("image", ["t1"]), str(masks))
+    save = SaveImaged(
+        "pred",
+        resample=False,
+        folder_layout=MaskLayout(str(masks)),
+        writer="scripts.inference.AtomicNibabelWriter",
+        output_name_formatter=name_by_case,
+    )
+    runner = CaseEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=DataLoader(dataset, batch_size=1),
+        network=nn.Identity(),
+        postprocessing=Compose([save]),
+    )
+    dataset.prepare()
+    runner.add_event_handler(Events.STARTED, lambda _: (masks / "p1_seg.nii.gz").write_text("of another run"))
+    with pytest.raises(InputError, match=r"^1 of 2 cases failed.\nCase p1: \S+p1_seg.nii.gz should be a new file"):
+        runner.run()
+    assert (masks / "p1_seg.nii.gz").read_text() == "of another run"
+    assert (masks / "p2_seg.nii.gz").is_file()
 
 
 def test_nothing_is_left_to_do(tmp_path, caplog):

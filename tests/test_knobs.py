@@ -123,6 +123,19 @@ def test_an_overlay_of_another_workflow_is_refused(monkeypatch, names, said):
     assert said in str(raised.value)
 
 
+def test_what_an_overlay_sets_is_used_by_something(monkeypatch, tmp_path):
+    overlay = tmp_path / "mine.json"
+    both = str([TRAIN, str(overlay)])
+    overlay.write_text('{"max_epcohs": 5}')
+    with pytest.raises(InputError, match=r"mine\.json sets max_epcohs, which nothing uses, did you mean max_epochs\?"):
+        check(monkeypatch, "run", "--config_file", both)
+    overlay.write_text('{"lr": 0.1}')
+    with pytest.raises(InputError, match=r"mine\.json sets lr, which nothing uses\."):
+        check(monkeypatch, "run", "--config_file", both)
+    overlay.write_text('{"_desc_": "mine", "rate": 0.1, "learning_rate": "@rate", "max_epochs": 5, "mine": ["$1 + 1"]}')
+    check(monkeypatch, "run", "--config_file", both)
+
+
 @pytest.mark.parametrize("workflow", [["train"], ["train", "evaluate"], ["inference"]], ids="-".join)
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.json")), ids=lambda path: path.stem)
 def test_any_overlay_on_any_workflow_fits_or_is_refused(monkeypatch, path, workflow):

@@ -222,6 +222,10 @@ def test_regions_are_painted_in_the_order_of_the_data_set():
             "label_convention should have whole numbers for liver, it has one.",
         ),
         ({"labels": {"background": 0, "liver": -1}}, "label_convention should have values from 0 on, it has -1"),
+        (
+            {"labels": {"background": 0, "liver": 300}},
+            "label_convention should have values up to 255, as masks have, it has 300 for liver.",
+        ),
         ({"labels": {"background": 1, "liver": 2}}, "label_convention should have the background as 0, it has it as"),
         (
             {"labels": {"background": 0, "tumor": 1, "cysts": []}},

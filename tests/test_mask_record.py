@@ -6,11 +6,13 @@ import json
 import logging
 from pathlib import Path
 
+import pytest
 import torch
 from conftest import RECORD, SETTINGS
 from monai.data import DataLoader, MetaTensor
 from torch import nn
 
+from scripts.errors import InputError
 from scripts.inference import CaseDataset, CaseEvaluator, MaskRecord
 from scripts.weights.record import sha256, write_record
 
@@ -30,7 +32,8 @@ def as_case(item: dict) -> dict:
 def records(folder: Path, weights: list[Path]) -> dict[str, dict]:
     cases = [{"case_id": f"site.{value}", "image": float(value)} for value in (1, 2, 3)]
     dataset = CaseDataset(cases, as_case, str(folder))
-    record = MaskRecord(str(folder), [str(path) for path in weights], settings={"overlap": 0.5})
+    settings = {"overlap": 0.5, "label_convention": "brats2023"}
+    record = MaskRecord(str(folder), [str(path) for path in weights], settings)
     CaseEvaluator(
         device=torch.device("cpu"),
         val_data_loader=DataLoader(dataset, batch_size=1),
@@ -49,12 +52,45 @@ def test_each_mask_has_its_own(tmp_path):
     made = records(tmp_path / "masks", weights)
     assert list(made) == ["site.1_seg.json", "site.2_seg.json", "site.3_seg.json"]
     first, second, third = made.values()
-    assert [each["warnings"] for each in made.values()] == [[], ["Two is much."], []]
+    assert [each["warnings"] for each in (first, second)] == [[], ["Two is much."]]
+    assert [sentence.split(":")[0] for sentence in third["warnings"]] == [
+        "Without t1, flair",
+        "The weights never saw a case without t1, flair, by their record (modality_dropout)",
+    ]
     assert [each["missing"] for each in made.values()] == [[], [], ["t1", "flair"]]
     assert [each["image"] for each in made.values()] == [1, 2, 3]
     assert first["weights"] == [
         {"file": str(weights[0]), "sha256": sha256(weights[0]), "trained_on": "BraTS"},
         {"file": str(weights[1]), "sha256": sha256(weights[1]), "trained_on": None},
     ]
-    assert first["settings"] == second["settings"] == third["settings"] == {"overlap": 0.5}
+    assert (
+        first["settings"]
+        == second["settings"]
+        == third["settings"]
+        == {
+            "overlap": 0.5,
+            "label_convention": "brats2023",
+        }
+    )
     assert first["versions"]["torch"] == torch.__version__
+
+
+def test_a_record_of_an_earlier_mask_does_not_stay(tmp_path):
+    """The mask was deleted, its record forgotten; the case is refused this time."""
+
+    def refused(item: dict) -> dict:
+        raise InputError(f"Case {item['case_id']}: it is bad.")
+
+    (tmp_path / "p1_seg.json").write_text("of an earlier mask")
+    weights = tmp_path / "model.pt"
+    weights.touch()
+    dataset = CaseDataset([{"case_id": "p1", "image": 1.0}], refused, str(tmp_path))
+    record = MaskRecord(str(tmp_path), str(weights), {"label_convention": "brats2023"})
+    with pytest.raises(InputError, match="1 of 1 cases failed"):
+        CaseEvaluator(
+            device=torch.device("cpu"),
+            val_data_loader=DataLoader(dataset, batch_size=1),
+            network=WarnsOfTwo(),
+            val_handlers=[record],
+        ).run()
+    assert not (tmp_path / "p1_seg.json").exists()

@@ -14,7 +14,7 @@ from scripts.errors import InputError
 from scripts.networks import MISSU
 from scripts.weights.checkpoints import save_weights
 from scripts.weights.pretrained import frozen_teacher, load_pretrained, parent_of
-from scripts.weights.record import arguments_of
+from scripts.weights.record import arguments_of, describe
 
 SIZE = {"init_filters": 8, "hidden_size": 16, "mlp_dim": 16, "num_layers": 1, "num_heads": 2}
 GLIOMAS = {"modalities": ["t1", "t1ce", "t2", "flair"], "label_convention": "brats2018"}
@@ -43,6 +43,16 @@ def test_the_same_task_begins_with_all_of_it(parent):
     assert parent_of(path)["file"] == "parent.pt"
     assert len(parent_of(path)["sha256"]) == 64
     assert parent_of(path)["cases"] == ["case_0"]
+
+
+def test_terms_go_on_with_the_weights(parent, tmp_path):
+    made, path = parent
+    record = json.loads(Path(path).with_suffix(".json").read_text())
+    save_weights(made, path, record | {"license": "CC BY-NC-SA 4.0"})
+    child, settings = str(tmp_path / "child.pt"), record["settings"] | {"parent": parent_of(path)}
+    save_weights(made, child, record | {"settings": settings})
+    assert "Terms: CC BY-NC-SA 4.0." in describe(child)
+    assert parent_of(child)["license"] == "CC BY-NC-SA 4.0"
 
 
 def test_modalities_and_classes_are_taken_by_name(parent):

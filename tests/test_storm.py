@@ -118,16 +118,17 @@ def test_the_masks_are_those_of_one_process(cases, tmp_path):
         (few / f"case_{number:03d}").symlink_to(cases / f"case_{number:03d}")
     common = [*SMALL, "--checkpoint", str(weights), "--dataset_dir", str(few)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    for output, launcher in (
-        (tmp_path / "one", ["-m", "monai.bundle"]),
-        (tmp_path / "two", ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle"]),
+    two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle"]
+    for output, launcher, config_file in (
+        (tmp_path / "one", ["-m", "monai.bundle"], configs("inference")),
+        (tmp_path / "two", two, configs("inference", "multi_gpu_inference")),
     ):
-        command = [sys.executable, *launcher, "run", "--config_file", configs("inference"), *common]
+        command = [sys.executable, *launcher, "run", "--config_file", config_file, *common]
         result = subprocess.run(
             [*command, "--output_dir", str(output)], cwd=BUNDLE, env=environment, capture_output=True, text=True
         )
         assert result.returncode == 0, result.stderr
-    one, two = (sorted((tmp_path / name).iterdir()) for name in ("one", "two"))
+    one, two = (sorted((tmp_path / name).glob("*.nii.gz")) for name in ("one", "two"))
     assert [path.name for path in one] == [path.name for path in two]
     assert len(one) == 4
     for first, second in zip(one, two):

@@ -225,6 +225,10 @@ def slice_label(files):
     rewrite(files["seg"], read(files["seg"])[:, :, 0])
 
 
+def make_complex(files):
+    rewrite(files["flair"], read(files["flair"]).astype(np.complex64))
+
+
 def crop_label(files):
     rewrite(files["seg"], read(files["seg"])[:-2])
 
@@ -244,6 +248,7 @@ def crop_label(files):
         (flatten, "flair", ["flair should show something"]),
         (spoil(np.nan), "flair", ["flair should be finite", "holds NaN or infinity"]),
         (spoil(-np.inf), "flair", ["flair should be finite", "holds NaN or infinity"]),
+        (make_complex, "flair", ["cannot be read as an image: it holds complex numbers"]),
         (stack, "flair", ["should be 3D with 1 channel(s) (flair)", "3 channel(s) of shape [20, 24, 16]"]),
         (slice_label, "seg", ["should be 3D with 1 channel(s) (label)", "[20, 24]"]),
         (crop_label, "seg", ["should have one shape", "[18, 24, 16]", "[20, 24, 16]"]),

@@ -20,6 +20,7 @@ from .errors import InputError
 
 __all__ = ["check_command", "check_knobs", "check_overlays"]
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 # What ``python -m monai.bundle run`` takes itself.
 OF_MONAI = {
     *("workflow_name", *inspect.signature(run).parameters, *inspect.signature(ConfigWorkflow).parameters),
@@ -99,14 +100,17 @@ def check_overlays(config_files: Sequence[str], given: Iterable[str] = ()) -> No
         given: names of knobs that are given beside them.
 
     Raises:
-        InputError: naming the overlay, and what it changes or uses that no config has.
+        InputError: naming the overlay, and what it changes or uses that no config has, or defines for nobody.
     """
     merged = ConfigParser(config={})
     used = {}
+    new: dict[str, str] = {}
     for file in config_files:
         content = ConfigParser.load_config_file(file)
         used[file] = [*used_by(content)]  # now: a later overlay changes it in place
         for name, value in content.items():
+            if file != config_files[0] and not re.search("[#:+]", name) and name not in merged and is_plain(value):
+                new[name] = file
             if name.startswith("+") and name[1:] not in merged:
                 raise InputError(another_workflow(file, "changes", name[1:], config_files))
             merge_kv(merged, name, value)
@@ -115,6 +119,16 @@ def check_overlays(config_files: Sequence[str], given: Iterable[str] = ()) -> No
         for name in names:
             if name not in defined and name not in ("", "_meta_"):  # a relative one, and the metadata
                 raise InputError(another_workflow(file, "uses", name, config_files))
+    of_others = {name for path in CONFIGS.glob("*.json") for name in ConfigParser.load_config_file(path)}
+    for name in sorted(new.keys() - of_others - {name for names in used.values() for name in names} - {"_desc_"}):
+        near = difflib.get_close_matches(name, sorted({*merged.get(), *of_others} - {name}), n=1)
+        meant = f", did you mean {near[0]}?" if near else "."
+        raise InputError(f"{new[name]} sets {name}, which nothing uses{meant}")
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a part of a config is a value, nothing that is built or run."""
+    return not isinstance(value, Mapping) and not re.search("[$@%]", str(value))
 
 
 def another_workflow(file: str, does: str, name: str, config_files: Sequence[str]) -> str:

@@ -26,6 +26,7 @@ __all__ = ["inference_cases", "load_datalist", "make_datalist", "patients_in", "
 logger = logging.getLogger(__name__)
 
 LABELLED = ("training", "validation", "testing")
+UNLABELLED = ("inference", "test")  # ours, and the Decathlon's, which lists the scans alone
 ALL = "all"  # in place of a split: every labelled case
 
 
@@ -231,7 +232,7 @@ def _entries(
         else:
             logger.info(f"{message}.")
     may_leave = flag("may_leave_dataset_dir", may_leave)
-    absolute = [_absolute(entry, root, modalities, split != "inference", may_leave) for entry in entries]
+    absolute = [_absolute(entry, root, modalities, split not in UNLABELLED, may_leave) for entry in entries]
     check_cases_once(name, split, [entry["case_id"] for entry in absolute])
     return absolute
 
@@ -281,7 +282,39 @@ def patients_in(entries: Iterable[dict[str, Any]]) -> dict[str, str]:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"data_list_file_path should be a datalist, {path} is not there.")
-    return read_json(path, "data_list_file_path")
+    datalist = read_json(path, "data_list_file_path")
+    folds = datalist.get("folds", 0)
+    if type(folds) is not int:
+        raise InputError(f"{path}: folds should be a whole number, it is {json.dumps(folds)}.")
+    for split in (*LABELLED, *UNLABELLED):
+        if split not in datalist:
+            continue
+        entries = datalist[split]
+        if not isinstance(entries, list):
+            raise InputError(f"{path}: {split} should be a list of cases, it is {json.dumps(entries)[:80]}.")
+        datalist[split] = entries = [{"image": entry} if isinstance(entry, str) else entry for entry in entries]
+        for entry in entries:
+            if not _is_case(entry):
+                raise InputError(
+                    f'{path}: {split} should hold cases such as {{"image": "a.nii.gz", "label": "b.nii.gz"}}, it holds '
+                    f"{json.dumps(entry)[:80]}."
+                )
+            if split == "training" and folds and entry.get("fold") not in range(folds):
+                raise InputError(
+                    f"{path}: fold should be from 0 to {folds - 1} for each case of training, "
+                    f"{case_id_of(entry)} has {entry.get('fold')}."
+                )
+    return datalist
+
+
+def _is_case(entry: Any) -> bool:
+    """Whether an entry of a list has what its names ask for, where they are there."""
+    if not isinstance(entry, dict):
+        return False
+    image = entry.get("image") or ""
+    files = [*image.values()] if isinstance(image, dict) else [image]
+    texts = all(isinstance(file, str) for file in [*files, entry.get("label") or ""])
+    return texts and all(isinstance(entry.get(name) or "", str | int) for name in ("case_id", "patient"))
 
 
 def _absolute(
@@ -323,6 +356,7 @@ def inference_cases(
     split: str = "inference",
     may_leave_dataset_dir: bool = False,
     suffixes: Mapping[str, str] | None = None,
+    probabilities_dir: str | Path | None = None,
 ) -> list[dict[str, Any]]:
     """The cases to segment: those of a datalist's split, or without a list every case of the folder.
 
@@ -330,8 +364,9 @@ def inference_cases(
     without a list, such a case is given by one of its files, and the loader looks for the siblings.
 
     Raises:
-        InputError: when there is no such list or folder, or no case in it; when ``output_dir`` lies where cases are
-            looked for: masks are named as labels are, would replace them or be taken for them.
+        InputError: when there is no such list or folder, or no case in it; when ``output_dir`` or ``probabilities_dir``
+            lies where cases are looked for: masks are named as labels are, and probabilities as scans, they would
+            replace them or be taken for them.
     """
     if data_list_file_path is not None:
         entries = _entries(Path(dataset_dir), split, modalities, data_list_file_path, may_leave_dataset_dir)
@@ -341,16 +376,23 @@ def inference_cases(
         entries = [{"case_id": case.case_id, "image": _files_to_load(case, modalities, suffixes)} for case in cases]
     if not entries:
         raise InputError(f"dataset_dir should hold scans, {dataset_dir} holds labels only.")
-    output = Path(output_dir).resolve()
-    if output.is_relative_to(Path(dataset_dir).resolve()):
-        raise InputError(
-            f"output_dir should lie outside of dataset_dir, where masks would be taken for labels: {output_dir} lies "
-            f"in {dataset_dir}."
-        )
+    check_outside("output_dir", output_dir, Path(dataset_dir), entries, "masks would be taken for labels")
+    if probabilities_dir is not None:
+        confused = "probabilities would be taken for scans"
+        check_outside("probabilities_dir", probabilities_dir, Path(dataset_dir), entries, confused)
+    return entries
+
+
+def check_outside(
+    knob: str, folder: str | Path, dataset_dir: Path, entries: Sequence[dict[str, Any]], confused: str
+) -> None:
+    """Refuses a folder to write to that lies where cases are looked for."""
+    output = Path(folder).resolve()
+    if output.is_relative_to(dataset_dir.resolve()):
+        raise InputError(f"{knob} should lie outside of dataset_dir, where {confused}: {folder} lies in {dataset_dir}.")
     for entry in entries:
         if any(output.is_relative_to(Path(file).resolve().parent) for file in _image_files(entry).values()):
-            raise InputError(f"output_dir should not be a folder of scans, {output_dir} holds case {entry['case_id']}.")
-    return entries
+            raise InputError(f"{knob} should not be a folder of scans, {folder} holds case {entry['case_id']}.")
 
 
 def _files_to_load(case: Case, modalities: Sequence[str], suffixes: Mapping[str, str] | None) -> str | dict[str, str]:

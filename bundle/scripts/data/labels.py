@@ -61,6 +61,7 @@ REGIONS_OF_CONVENTION: dict[str, dict[str, tuple[int, ...]]] = {
 }
 TISSUES = {1: "ncr", 2: "ed", 3: "et"}  # of a tumor; the first two are no region of their own
 BACKGROUND = "background"
+HIGHEST = 255  # masks are written as bytes
 # What a class or region of a disease is called; all else is anatomy, or what a surgeon left.
 LESION = re.compile(
     r"^(wt|tc|et|cc|ncr|net|ed|netc|snfh)$|tumou?r|lesion|cancer|carcinoma|glioma|metasta|cyst|o?edema|necro|enhancing|"
@@ -183,6 +184,8 @@ def read_labels(content: Mapping[str, Any], title: str) -> dict[str, tuple[int, 
             )
         if of and of[0] < 0:
             raise InputError(f"{title} should have values from 0 on, it has {of[0]} for {name}.")
+        if of and of[-1] > HIGHEST:
+            raise InputError(f"{title} should have values up to {HIGHEST}, as masks have, it has {of[-1]} for {name}.")
         values_of[name] = of
     name = BACKGROUND if BACKGROUND in values_of else next((name for name, of in values_of.items() if of == (0,)), None)
     background = (0,) if name is None else values_of.pop(name)

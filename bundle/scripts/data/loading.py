@@ -137,6 +137,8 @@ class CheckedNibabelReader(NibabelReader):
         image = read_checked(name)
         if not is_invertible(image.affine):  # the correction below would take another place without a word
             raise ValueError("its affine has NaN or no inverse")
+        if image.get_data_dtype().kind == "c":  # its real part would be taken without a word
+            raise ValueError("it holds complex numbers")
         return correct_nifti_header_if_necessary(image)
 
 

@@ -11,10 +11,12 @@ likeliest; ``--keep`` puts it into the record beside the weights, and inference 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -42,6 +44,7 @@ NUM_BINS = 20
 LOGIT_EDGES = np.linspace(-16, 16, 641)
 TEMPERATURES = (0.1, 10.0)
 NUM_RESAMPLES = 2000
+COMMENT = 6  # code of a NIfTI header's extension
 
 
 def expected_dice(mask: np.ndarray, probabilities: np.ndarray) -> float:
@@ -202,6 +205,27 @@ def reliability(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndar
         return sums[0] / sums[2], sums[1] / sums[2]
 
 
+def made_with(paths: Mapping[str, Path]) -> dict[str, float]:
+    """The temperature by which probabilities were made, as inference wrote it into their files; empty for none.
+
+    Raises:
+        InputError: when two files differ.
+    """
+    of_files: dict[str, dict[str, float]] = {}
+    for path in paths.values():
+        header: Any = nib.load(path).header
+        texts = [extension.text for extension in header.extensions if extension.get_code() == COMMENT]
+        of_files[str(path)] = json.loads(texts[0]) if texts else {}
+    first, temperature = next(iter(of_files.items()))
+    for path, other in of_files.items():
+        if other != temperature:
+            raise InputError(
+                f"All probabilities should be made with one temperature, {first} has {temperature or 'none'}, {path} "
+                f"has {other or 'none'}: make them anew."
+            )
+    return temperature
+
+
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m scripts calibration", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--dataset_dir", type=Path, required=True, help="folder of labelled cases")
@@ -237,7 +261,7 @@ def main(argv: Sequence[str]) -> None:
         print(f"{column[0]:<30}" + "".join(f"{cell:>10}" for cell in column[1:]))
     print(f"Each case: {arguments.output_dir / 'cases.csv'}. As a picture: {arguments.output_dir / 'reliability.png'}.")
     if arguments.keep:
-        before = recorded(checkpoint, "temperature", {})
+        before = made_with(found)
         kept = {name: round(before.get(name, 1.0) * value, 4) for name, value in calibration.temperatures().items()}
         keep_setting(arguments.checkpoint, "temperature", kept)
         print(f"Kept in the record: temperature {kept}.")

@@ -128,9 +128,12 @@ class CaseEvaluator(SupervisedEvaluator):
             return []
         try:
             output = super()._iteration(engine, batchdata)
-        except InputError as error:
-            is_named = str(error).startswith("Case ")
-            self.faults.append(str(error) if is_named else f"Case {', '.join(cases_of_batch(batchdata))}: {error}")
+        except Exception as error:
+            found = behind(error)
+            if found is None:
+                raise
+            is_named = str(found).startswith("Case ")
+            self.faults.append(str(found) if is_named else f"Case {', '.join(cases_of_batch(batchdata))}: {found}")
             return []
         self.num_done += 1
         return output
@@ -154,3 +157,14 @@ class CaseEvaluator(SupervisedEvaluator):
             )
         if self.faults:
             raise InputError("\n".join([f"{len(self.faults)} of {len(dataset.share)} cases failed.", *self.faults]))
+
+
+def behind(error: BaseException) -> InputError | None:
+    """The ``InputError`` in an error, which MONAI's transforms wrap in errors of their own; ``None`` where it is none.
+
+    Not the faults of the machine, such as a full disk: the next case would meet them, too.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, InputError):
+        cause = cause.__cause__
+    return cause

@@ -16,7 +16,7 @@ from monai.utils import ensure_tuple
 from ..data.cases import NIFTI_EXTENSIONS, case_id_of, mask_of
 from ..files import whole_file
 from ..progress import at_the_end
-from ..weights.record import read_record, sha256
+from ..weights.record import costs_of_missing, read_record, sha256
 from ..weights.versions import versions
 
 __all__ = ["MaskRecord", "mask_record_of"]
@@ -26,12 +26,13 @@ class MaskRecord:
     """Handler that writes ``<case>_seg.json`` beside ``<case>_seg.nii.gz``, once the mask is there.
 
     It has the weights with their sha256 and what they were trained on, the settings, the command, the files of the
-    case, the versions, and each warning that the log has of this case, such as of a smaller window for want of memory.
+    case, the versions, what missing modalities cost, and each warning that the log has of this case, such as of a
+    smaller window for want of memory. One of an earlier mask is removed at the start: none is of another mask.
 
     Args:
         output_dir: where the masks go.
         checkpoint: the weights; those of each member of an ensemble.
-        settings: knobs by their names, on which a mask depends.
+        settings: knobs by their names, on which a mask depends; ``label_convention`` among them.
     """
 
     def __init__(self, output_dir: str, checkpoint: str | Sequence[str], settings: Mapping[str, Any]) -> None:
@@ -46,13 +47,20 @@ class MaskRecord:
         at_the_end(engine, self.completed)
 
     def started(self, engine: Any) -> None:
+        records = [read_record(path) or {} for path in self.checkpoint]
+        self.seen_in_training = all(record.get("settings", {}).get("modality_dropout") for record in records)
         self.shared = {
-            "weights": [weights_of(path) for path in self.checkpoint],
+            "weights": [
+                {"file": str(path), "sha256": sha256(path), "trained_on": record.get("dataset")}
+                for path, record in zip(self.checkpoint, records)
+            ],
             "settings": self.settings,
             "command": shlex.join(sys.argv),
             "versions": versions(),
         }
         self.entries = {case_id_of(item): item for item in engine.data_loader.dataset.data}
+        for case_id in self.entries:
+            self.path_of(case_id).unlink(missing_ok=True)
         self.warnings.sentences.clear()
         logging.getLogger("scripts").addHandler(self.warnings)
 
@@ -60,17 +68,21 @@ class MaskRecord:
         state: Any = engine.state
         for item, _ in zip(state.batch, state.output):  # no output: the case was refused
             meta = item["image"].meta
-            path = mask_record_of(mask_of(self.output_dir, meta["case_id"]))
+            missing = [name for name in meta.get("missing", "").split(", ") if name]
+            costs = costs_of_missing(missing, self.seen_in_training, self.settings["label_convention"])
             content = {
                 "case": meta["case_id"],
                 "image": self.entries[meta["case_id"]]["image"],
-                "missing": [name for name in meta.get("missing", "").split(", ") if name],
-                "warnings": list(self.warnings.sentences),
+                "missing": missing,
+                "warnings": [*costs, *self.warnings.sentences],
                 **self.shared,
             }
-            with whole_file(path) as temporary:
+            with whole_file(self.path_of(meta["case_id"])) as temporary:
                 temporary.write_text(json.dumps(content, indent=2, default=str) + "\n")
         self.warnings.sentences.clear()
+
+    def path_of(self, case_id: str) -> Path:
+        return mask_record_of(mask_of(self.output_dir, case_id))
 
     def completed(self) -> None:
         logging.getLogger("scripts").removeHandler(self.warnings)
@@ -90,9 +102,3 @@ class KeepsWarnings(logging.Handler):
 def mask_record_of(mask: Path) -> Path:
     """The file of the record of a mask: ``p1_seg.json`` of ``p1_seg.nii.gz``."""
     return mask.with_name(mask.name.removesuffix(NIFTI_EXTENSIONS[0]) + ".json")
-
-
-def weights_of(path: Path) -> dict[str, Any]:
-    """File and sha256 of weights, and what their record says they were trained on, where there is one."""
-    record = read_record(path) or {}
-    return {"file": str(path), "sha256": sha256(path), "trained_on": record.get("dataset")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from monai.data import FolderLayoutBase, NibabelWriter
+from nibabel.nifti1 import Nifti1Extension
 
 from ..data.cases import mask_of
+from ..errors import InputError
 from ..files import whole_file
 
 __all__ = ["AtomicNibabelWriter", "MaskLayout", "ProbabilitiesLayout"]
@@ -39,16 +42,27 @@ class MaskLayout(FolderLayoutBase):
         self.output_dir = output_dir
 
     def filename(self, **kwargs: Any) -> Path:
-        """The file of the mask of ``case_id``."""
-        return mask_of(self.output_dir, kwargs["case_id"])
+        """The file of the mask of ``case_id``.
+
+        Raises:
+            InputError: when it is there: none was at the start, so that another run writes to the same folder, or a
+                file system takes two IDs for one.
+        """
+        path = mask_of(self.output_dir, kwargs["case_id"])
+        if path.exists():
+            raise InputError(
+                f"{path} should be a new file, it came since the start: from another run into this output_dir, or from "
+                "a case whose ID differs in capital letters alone."
+            )
+        return path
 
 
 class ProbabilitiesLayout(FolderLayoutBase):
     """``folder_layout`` of ``SaveImaged`` for what is no mask: a file is called as its case.
 
     Args:
-        output_dir: where the files go; one that is there is replaced. None where nothing is written: MONAI makes the
-            parts of a step that is disabled, too.
+        output_dir: where the files go; one that is there is replaced. ``None`` where none are kept: MONAI builds what
+            a part that is disabled is made of.
     """
 
     def __init__(self, output_dir: str | None) -> None:
@@ -65,7 +79,14 @@ class AtomicNibabelWriter(NibabelWriter):
     A mask on the grid of its scan takes the scan's unit, qform and sform with their codes, as some readers go by the
     one and some by the other. MONAI's writer takes millimeters for unknown, and the code 1 for both. The description in
     the header names the modalities that were missing.
+
+    Args:
+        temperature: of probabilities, which an extension of the header has as JSON.
     """
+
+    def __init__(self, *args: Any, temperature: Mapping[str, float] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.temperature = temperature
 
     def set_metadata(self, meta_dict: Mapping | None, resample: bool = True, **options: Any) -> None:
         super().set_metadata(meta_dict, resample, **options)
@@ -84,6 +105,8 @@ class AtomicNibabelWriter(NibabelWriter):
                 set_form(image.affine, code="scanner")
         if self.scan.get("missing"):
             header["descrip"] = f"without {self.scan['missing']}"[:DESCRIPTION_BYTES]
+        if self.temperature:
+            header.extensions.append(Nifti1Extension("comment", json.dumps(dict(self.temperature)).encode()))
         with whole_file(filename) as temporary:
             nib.save(nib.Nifti1Image(image.dataobj, None, header), temporary)
         if verbose:

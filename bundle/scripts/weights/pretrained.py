@@ -14,7 +14,15 @@ from ..data.patients import patient_of
 from ..errors import InputError, flag
 from ..networks import MISSU
 from .checkpoints import load_weights, read_state
-from .record import check_contract, network_of_record, read_record, recorded, sha256, trained_patients
+from .record import (
+    check_contract,
+    network_of_record,
+    read_record,
+    recorded,
+    sha256,
+    terms_of,
+    trained_patients,
+)
 
 __all__ = ["frozen_teacher", "load_pretrained", "network_like", "parent_of"]
 
@@ -27,18 +35,23 @@ LEAST_LOADED = 0.5  # of all weights; with less, it is a training from scratch t
 def parent_of(pretrained: str) -> dict[str, Any]:
     """What the record of fine-tuned weights says of those they began with: whose cases were trained on, too.
 
+    Their terms go on with them, such as those of data that is not for commercial use.
+
     Raises:
         InputError: when there is no such file.
     """
     if not Path(pretrained).is_file():
         raise InputError(f"pretrained should be a file of weights, {pretrained} is not there.")
-    patients = trained_patients(read_record(pretrained))
+    record = read_record(pretrained) or {}
+    patients = trained_patients(record or None)
+    terms = terms_of(record)
     told = {case_id: patient for case_id, patient in patients.items() if patient != patient_of(case_id)}
     return {
         "file": Path(pretrained).name,
         "sha256": sha256(Path(pretrained)),
         "cases": sorted(patients),
         **({"patients": told} if told else {}),
+        **({"license": terms} if terms else {}),
     }
 
 

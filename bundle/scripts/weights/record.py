@@ -36,6 +36,7 @@ __all__ = [
     "check_settings",
     "check_unseen",
     "convention_to_write",
+    "costs_of_missing",
     "describe",
     "keep_setting",
     "network_of_record",
@@ -44,6 +45,7 @@ __all__ = [
     "recorded",
     "sha256",
     "temperature_of",
+    "terms_of",
     "told_patients",
     "trained_patients",
     "write_record",
@@ -105,7 +107,11 @@ FORM_OF_SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "invert_logits": ("true or false", lambda value: str(value).lower() in ("true", "false")),
     "largest_component_of": ("a list of classes", lambda value: is_list(value, lambda number: type(number) is int)),
     "min_piece": ("a number", is_number),
-    "temperature": ("an object of numbers", lambda value: is_mapping(value, is_number)),
+    "modality_dropout": ("a number", is_number),
+    "temperature": (
+        "a number above 0 for each region",
+        lambda value: is_mapping(value, lambda number: is_number(number) and number > 0),
+    ),
     "parent": (
         "the weights that it began with",
         lambda value: (
@@ -206,8 +212,15 @@ def describe(path: str | Path) -> str:
         )
     metrics = "".join(f", {name} {value:.3f}" for name, value in record["metrics"].items())
     of = f"{record['dataset']} ({len(record['cases'])} cases)"
-    terms = f" Terms: {record['license']}." if "license" in record else ""
-    return f"{path}: trained on {of}, epoch {record['epoch']}{metrics}.{terms}"
+    terms = terms_of(record)
+    told = f" Terms: {terms}." if terms else ""
+    return f"{path}: trained on {of}, epoch {record['epoch']}{metrics}.{told}"
+
+
+def terms_of(record: Mapping[str, Any]) -> str:
+    """The terms of weights by their record, and of those that they began with; empty where it tells none."""
+    of_parent = (record.get("settings", {}).get("parent") or {}).get("license")
+    return "; ".join(dict.fromkeys(str(terms) for terms in (record.get("license"), of_parent) if terms))
 
 
 def arguments_of(network: nn.Module) -> dict[str, Any] | None:
@@ -350,24 +363,27 @@ def check_contract(
             f"{label_convention} has others."
         )
     missing = [name for name in network_modalities if name not in modalities]
-    if missing:
-        warn_of_missing(missing, bool(settings.get("modality_dropout")), "et" in regions(label_convention))
+    for sentence in costs_of_missing(missing, bool(settings.get("modality_dropout")), label_convention):
+        logger.warning(sentence)
     return settings.get("network") or {}
 
 
-def warn_of_missing(missing: Sequence[str], seen_in_training: bool, has_enhancing_tumor: bool) -> None:
-    """Says in the log what a missing modality costs."""
+def costs_of_missing(missing: Sequence[str], seen_in_training: bool, label_convention: Convention) -> list[str]:
+    """What missing modalities cost, in sentences; none where none is missing."""
+    if not missing:
+        return []
     names = ", ".join(missing)
-    logger.warning(f"Without {names}: zero in the channels of the network, and worse masks than with all modalities.")
+    costs = [f"Without {names}: zero in the channels of the network, and worse masks than with all modalities."]
     if not seen_in_training:
-        logger.warning(
+        costs.append(
             f"The weights never saw a case without {names}, by their record (modality_dropout): such masks are likely "
             "to be wrong. A training with modality_dropout, or with teacher.json, is for that."
         )
-    if has_enhancing_tumor and "t1ce" in missing:
-        logger.warning(
+    if "t1ce" in missing and "et" in regions(label_convention):
+        costs.append(
             "Enhancing tumor without t1ce is below 0.50 Dice for every published method: do not rely on the region et."
         )
+    return costs
 
 
 def refuse_other(name: str, wanted: Any, given: Any) -> None:
