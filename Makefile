@@ -92,6 +92,9 @@ $(MADE)/synthetic.pt: $(VENV)/installed
 	@echo 'Training on drawn brains takes hours.'
 	mkdir -p $(MADE)
 	$(GLIOMAS) train --steps 8000 --output $(FROM_BUNDLE)/synthetic.pt
+	rm -rf $(MADE)/drawn
+	$(RUN) scripts gliomas --output_dir $(FROM_BUNDLE)/drawn --num_cases 24
+	$(RUN) scripts scan_range --dataset_dir $(FROM_BUNDLE)/drawn --checkpoint $(FROM_BUNDLE)/synthetic.pt
 
 # 9 minutes
 $(MADE)/tuned.pt: $(MADE)/synthetic.pt
@@ -99,6 +102,7 @@ $(MADE)/tuned.pt: $(MADE)/synthetic.pt
 
 $(MADE)/model.pt: $(MADE)/tuned.pt
 	$(GLIOMAS) average --init $(FROM_BUNDLE)/synthetic.pt --weights $(FROM_BUNDLE)/tuned.pt --output $(FROM_BUNDLE)/model.pt
+	$(RUN) scripts scan_range --dataset_dir $(abspath $(BRATS)) --checkpoint $(FROM_BUNDLE)/model.pt
 
 # 33 minutes. What is validated once, at the end, are the cases of the training: a training without any is refused.
 $(MADE)/liver.pt: $(VENV)/installed
@@ -107,9 +111,11 @@ $(MADE)/liver.pt: $(VENV)/installed
 		--testing_fraction 0 --output $(FROM_BUNDLE)/liver_list.json
 	$(RUN) monai.bundle run training --config_file "['configs/train.json','configs/bfloat16.json','configs/chaos.json','configs/chaos_cpu.json']" \
 		--dataset_dir $(abspath $(CHAOS)) --data_list_file_path $(FROM_BUNDLE)/liver_list.json --modalities "['t2spir']" \
-		--validate#split training --max_epochs 125 --val_interval 125 --ckpt_dir $(FROM_BUNDLE)/liver
+		--validate#split training --max_epochs 125 --val_interval 125 --ckpt_dir $(FROM_BUNDLE)/liver \
+		--output_dir $(FROM_BUNDLE)/liver/eval
 	$(BIN)/python tools/ship.py --checkpoint $(MADE)/liver/model_final.pt --output $@ --settings "{'spacing_mm': [2.5, 2.5, 7.7]}" \
 		--dataset 'CHAOS, T2-SPIR, 15 open cases' --license 'CC BY-NC-SA 4.0'
+	$(RUN) scripts scan_range --dataset_dir $(abspath $(CHAOS)) --checkpoint $(FROM_BUNDLE)/liver.pt
 
 # Of what the bundle needs, in the locked versions, on the Python of the environment.
 $(SBOM): $(VENV)/installed requirements.txt requirements-lock.txt
