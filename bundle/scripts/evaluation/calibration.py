@@ -217,10 +217,10 @@ def made_with(paths: Mapping[str, Path]) -> dict[str, float]:
         texts = [extension.text for extension in header.extensions if extension.get_code() == COMMENT]
         of_files[str(path)] = json.loads(texts[0]) if texts else {}
     first, temperature = next(iter(of_files.items()))
-    for path, other in of_files.items():
+    for file, other in of_files.items():
         if other != temperature:
             raise InputError(
-                f"All probabilities should be made with one temperature, {first} has {temperature or 'none'}, {path} "
+                f"All probabilities should be made with one temperature, {first} has {temperature or 'none'}, {file} "
                 f"has {other or 'none'}: make them anew."
             )
     return temperature
