@@ -189,7 +189,7 @@ def test_chaos_is_segmented_as_it_is_trained():
 
 def test_regions_are_segmented_as_they_are_trained():
     training, inference = load("regions.json"), load("regions_inference.json")
-    for key in ("regions", "network_def#out_channels", "discretize"):
+    for key in ("regions", "softmax", "network_def#out_channels", "discretize"):
         assert training[key] == inference[key], key
 
 

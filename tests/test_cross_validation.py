@@ -194,6 +194,17 @@ def test_folds_of_other_settings_are_not_mixed(tmp_path, changes, sentence):
         keep_settings(tmp_path, **first | changes)
 
 
+def test_folds_of_an_overlay_that_changed_are_not_mixed(tmp_path):
+    overlay = tmp_path / "plan.json"
+    overlay.write_text('{"max_epochs": 100}')
+    first = {"dataset_dir": tmp_path, "config_file": ["train.json", str(overlay)], "knobs": []}
+    for _ in range(2):
+        keep_settings(tmp_path, **first)
+    overlay.write_text('{"max_epochs": 300}')
+    with pytest.raises(InputError, match=r"The content of \S+plan\.json should be that of \S+settings\.json"):
+        keep_settings(tmp_path, **first)
+
+
 def test_regions_by_sigmoid_from_training_to_masks(phantoms, tmp_path):
     paths = ["--dataset_dir", str(phantoms), "--ckpt_dir", str(tmp_path), "--output_dir", str(tmp_path)]
     paths += ["--modalities", str(MODALITIES)]

@@ -303,6 +303,16 @@ def test_one_4d_file_per_case(tmp_path):
     assert (fault.case, fault.fault) == ("BRATS_000", "channels")
 
 
+def test_channels_of_a_4d_file_that_nobody_names(tmp_path):
+    volumes = np.zeros((*SHAPE, 4), np.int16)
+    volumes[3:15, 4:21, 2:13] = np.random.default_rng(0).integers(50, 500, (12, 17, 11, 4))
+    write(tmp_path / "p1.nii.gz", volumes)
+    [fault] = preflight(list_cases(tmp_path), MODALITIES).faults
+    assert (fault.fault, fault.stops) == ("channel order", False)
+    assert "t1, t1ce, t2, flair" in fault.detail
+    assert not preflight(list_cases(tmp_path), MODALITIES, channel_order=MODALITIES).faults
+
+
 def test_no_folder(tmp_path, capsys):
     assert "is not there" in str(main(["preflight", "--dataset_dir", str(tmp_path / "none")]))
 

@@ -345,6 +345,19 @@ def test_half_precision_weights_give_nearly_the_same_logits(tmp_path):
 
 
 @pytest.mark.parametrize("workflow", ["inference", "evaluating"])
+def test_channels_of_regions_are_not_taken_for_classes(tmp_path, workflow):
+    """A data set may have as many regions as classes: their numbers do not tell."""
+    labels = {"background": 0, "a": 1, "b": 2, "both": [1, 2]}
+    settings = {"label_convention": {"labels": labels}, "largest_component_of": []}
+    config = parser(
+        workflow, checkpoint=write_weights(tmp_path / "regions.pt", out_channels=3, softmax=False, **settings)
+    )
+    assert "have a channel for each region, their record says so" in sentence(config, "network_def")
+    config.update({"softmax": False})
+    config.get_parsed_content("network_def")
+
+
+@pytest.mark.parametrize("workflow", ["inference", "evaluating"])
 @pytest.mark.parametrize(
     ("knob", "value", "said"),
     [

@@ -9,6 +9,7 @@ import torch
 from monai.transforms import SaveImage
 
 from scripts.data import LoadImageCased, name_by_case
+from scripts.errors import one_sentence
 from scripts.inference import AtomicNibabelWriter, MaskLayout
 
 
@@ -42,8 +43,9 @@ class TestWriter:
             raise OSError("No space left on device")
 
         monkeypatch.setattr(nib, "save", fail_midway)
-        with pytest.raises(RuntimeError, match="No space left"):  # by SaveImage
+        with pytest.raises(RuntimeError) as raised:  # by SaveImage
             save(torch.zeros(1, 4, 5, 6), meta_data={"filename_or_obj": "case.nii.gz", "affine": np.eye(4)})
+        assert one_sentence(raised.value) == f"{path} cannot be written: No space left on device."
         assert [file.name for file in tmp_path.iterdir()] == ([path.name] if existing else [])
         assert not existing or path.read_text() == "the old mask"
 

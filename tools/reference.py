@@ -80,6 +80,7 @@ MEANING = {
         "share of the largest connected piece of a tumor or organ, below which others are left out; 0 keeps all, 1 the "
         "largest alone. The log tells of each"
     ),
+    "softmax": "whether the network's channels are classes; `regions.json` and `regions_inference.json` set it",
     "overlap": "of neighboring windows, at least, as a share of `roi_size`",
     "metrics": "columns of the tables, see [scores](../evaluate.md#scores-of-a-case)",
     "allow_training_cases": "`true` lets cases be scored that the weights were trained on",

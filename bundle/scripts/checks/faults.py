@@ -88,6 +88,9 @@ def check_case(
     missing += [name for name in modalities if wanted == (WHOLE,) and name not in order]
     if missing:
         check.found["missing modality"].append(", ".join(missing))
+    if wanted == (WHOLE,) and len(modalities) > 1 and not channel_order and not case.channels:
+        # The masks of any other order are wrong, and look like masks.
+        check.found["channel order"].append(f"taken for {', '.join(order)}: no dataset.json, no channel_order")
     images = {}
     for name in (*wanted, LABEL):
         paths = [path for path in case.files.get(name, []) if path.is_file()]

@@ -107,7 +107,10 @@ class AtomicNibabelWriter(NibabelWriter):
             header["descrip"] = f"without {self.scan['missing']}"[:DESCRIPTION_BYTES]
         if self.temperature:
             header.extensions.append(Nifti1Extension("comment", json.dumps(dict(self.temperature)).encode()))
-        with whole_file(filename) as temporary:
-            nib.save(nib.Nifti1Image(image.dataobj, None, header), temporary)
+        try:
+            with whole_file(filename) as temporary:
+                nib.save(nib.Nifti1Image(image.dataobj, None, header), temporary)
+        except OSError as error:  # MONAI's SaveImage keeps no error, only its text
+            raise InputError(f"{filename} cannot be written: {error.strerror or error}.") from error
         if verbose:
             logger.info(f"Saved {filename}")

@@ -30,6 +30,7 @@ from ..errors import InputError
 from ..evaluation.report import merge_reports
 from ..files import read_json
 from ..knobs import flags
+from ..weights.record import sha256
 
 __all__ = ["main", "run_fold"]
 
@@ -74,6 +75,11 @@ def keep_settings(output_dir: Path, dataset_dir: Path, config_file: Sequence[str
     wanted: dict[str, Any] = {
         "dataset_dir": str(dataset_dir.resolve()),
         "config_file": list(config_file),
+        "contents": {
+            str(file): sha256(Path(file))
+            for file in config_file
+            if Path(file).is_file() and Path(file).resolve().parent != BUNDLE / "configs"
+        },
         "knobs": values,
     }
     if not path.exists():
@@ -82,6 +88,9 @@ def keep_settings(output_dir: Path, dataset_dir: Path, config_file: Sequence[str
     for name in ("dataset_dir", "config_file"):
         if there.get(name) != wanted[name]:
             raise another(name, there.get(name), wanted[name], path)
+    for file, content in wanted["contents"].items():  # an overlay may change between two runs
+        if (was := there.get("contents", {}).get(file, content)) != content:
+            raise another(f"The content of {file}", f"sha256 {was}", content, path)
     if not isinstance(there["knobs"], dict):
         raise another("knobs", there["knobs"], wanted["knobs"], path)
     for name in {**there["knobs"], **values}:

@@ -58,7 +58,10 @@ EXPORTED = (".ts", ".onnx", ".pt2")
 # What would give a wrong mask without a word: the order of modalities, sizes, and the network's own arguments.
 CONTRACT = ("modalities", "spacing_mm", "intensities", "roi_size", "network")
 # Of these an ensemble has one.
-OF_ALL_MEMBERS = (*CONTRACT, "label_convention", "stretch", "invert_logits", "largest_component_of", "min_piece")
+OF_ALL_MEMBERS = (
+    *(*CONTRACT, "label_convention", "softmax"),
+    *("stretch", "invert_logits", "largest_component_of", "min_piece"),
+)
 
 
 def is_number(value: Any) -> bool:
@@ -104,6 +107,7 @@ FORM_OF_SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "roi_size": ("3 whole numbers", lambda value: is_list(value, lambda side: type(side) is int, 3)),
     "intensities": ("an object of objects", lambda value: is_mapping(value, is_mapping)),
     "stretch": ("a number", is_number),
+    "softmax": ("true or false", lambda value: isinstance(value, bool)),
     "invert_logits": ("true or false", lambda value: str(value).lower() in ("true", "false")),
     "largest_component_of": ("a list of classes", lambda value: is_list(value, lambda number: type(number) is int)),
     "min_piece": ("a number", is_number),
@@ -324,6 +328,7 @@ def check_contract(
     intensities: Mapping[str, Any],
     roi_size: Sequence[int],
     label_convention: Convention,
+    softmax: bool | str = True,
 ) -> dict[str, Any]:
     """Compares knobs with the record of the weights.
 
@@ -335,6 +340,7 @@ def check_contract(
         intensities: how channels are normalized, see :class:`scripts.data.NormalizeChannelsd`.
         roi_size: the crop of the training, in voxels.
         label_convention: any with the regions of the training's.
+        softmax: whether the network's channels are classes; else they are regions.
 
     Returns:
         The network's own arguments in the record, for :func:`network_of_record`; none without a record.
@@ -361,6 +367,12 @@ def check_contract(
         raise InputError(
             f"label_convention should have the regions of {trained}, the record of the weights says so, "
             f"{label_convention} has others."
+        )
+    if settings.get("softmax", flag("softmax", softmax)) != flag("softmax", softmax):
+        has, overlays = ("class", "without") if settings["softmax"] else ("region", "with")
+        raise InputError(
+            f"The weights have a channel for each {has}, their record says so (softmax): use them {overlays} "
+            "configs/regions_inference.json, and configs/regions.json where they are trained or scored."
         )
     missing = [name for name in network_modalities if name not in modalities]
     for sentence in costs_of_missing(missing, bool(settings.get("modality_dropout")), label_convention):
