@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from scripts.networks import MultiScaleFusion
+from scripts.networks.fusion import AtrousBranches
 
 
 def set_identity(conv: nn.Module) -> None:
@@ -94,3 +95,16 @@ def test_w_b_has_a_kernel_of_three(silent, skips):
     b2 = silent(skips)[1]
     # An output voxel at 2 sees the inputs 3 to 5 of each axis, and both channels of B1.
     torch.testing.assert_close(b2[0, 0, 2, 2, 1], skips[0][0, :, 3:6, 3:6, 1:4].sum())
+
+
+def test_branches_computed_together_are_those_one_after_the_other():
+    torch.manual_seed(0)
+    together = AtrousBranches(3).double()
+    skip = torch.randn(2, 3, 13, 11, 12, dtype=torch.double, requires_grad=True)
+    results = []
+    for forward in (together, lambda x: x + sum(branch(x) for branch in together.branches)):
+        output = forward(skip)
+        gradients = torch.autograd.grad(output.square().sum(), [skip, *together.parameters()])
+        results.append([output, *gradients])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)

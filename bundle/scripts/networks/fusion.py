@@ -6,13 +6,19 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["MultiScaleFusion"]
+__all__ = ["AtrousBranches", "MultiScaleFusion"]
 
 
 class AtrousBranches(nn.Module):
-    """A-bar^s: a skip plus four parallel branches of atrous convolutions on it, of the same shape."""
+    """A-bar^s: a skip plus four parallel branches of atrous convolutions on it, of the same shape.
+
+    There is nothing but sums between the convolutions of a branch, so that they are computed together: those of rate 3
+    read the skip in one, those that end the first and the third branch in another, and each of 1x1x1 is multiplied
+    into the one before it. The sums are those of the branches, one after the other.
+    """
 
     # Dilation of each 3x3x3 convolution of a branch: 1 + 2 * sum is its receptive field, 3, 7, 9 and 19 voxels.
     dilations = ((1,), (3,), (3, 1), (3, 1, 5))
@@ -27,10 +33,35 @@ class AtrousBranches(nn.Module):
             self.branches.append(nn.Sequential(*convs))
 
     def forward(self, skip: torch.Tensor) -> torch.Tensor:
-        x = skip
+        weights: list[torch.Tensor] = []
+        biases: list[torch.Tensor] = []
         for branch in self.branches:
-            x = x + branch(skip)
-        return x
+            for conv in branch:  # type: ignore[attr-defined]
+                bias = conv.bias
+                assert bias is not None  # for TorchScript
+                weights.append(conv.weight)
+                biases.append(bias)
+        # Of the first to fourth branch, its first to fourth convolution.
+        w11, w21, w22, w31, w32 = weights[0], weights[1], weights[2], weights[3], weights[4]
+        w33, w41, w42, w43, w44 = weights[5], weights[6], weights[7], weights[8], weights[9]
+        b11, b21, b22, b31, b32 = biases[0], biases[1], biases[2], biases[3], biases[4]
+        b33, b41, b42, b43, b44 = biases[5], biases[6], biases[7], biases[8], biases[9]
+        w21, b21 = multiplied(w22, b22, w21, b21)
+        w32, b32 = multiplied(w33, b33, w32, b32)
+        w43, b43 = multiplied(w44, b44, w43, b43)
+        x = F.conv3d(skip, torch.cat([w21, w31, w41]), torch.cat([b21, b31, b41]), padding=3, dilation=3)
+        x2, x3, x4 = x.chunk(3, dim=1)  # (B, 3 C, H, W, D) -> three of (B, C, H, W, D)
+        x1 = F.conv3d(torch.cat([skip, x3], dim=1), torch.cat([w11, w32], dim=1), b11 + b32, padding=1)
+        x4 = F.conv3d(F.conv3d(x4, w42, b42, padding=1), w43, b43, padding=5, dilation=5)
+        return skip + x1 + x2 + x4
+
+
+def multiplied(
+    pointwise: torch.Tensor, pointwise_bias: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias of one convolution that does what one and a 1x1x1 convolution after it do."""
+    product = pointwise.flatten(1)  # (C, C, 1, 1, 1) -> (C, C)
+    return (product @ weight.flatten(1)).view_as(weight), product @ bias + pointwise_bias
 
 
 class MultiScaleFusion(nn.Module):
@@ -41,6 +72,7 @@ class MultiScaleFusion(nn.Module):
 
     Args:
         channels: channels of A1, A2, ..., from the finest stage on.
+        branches: what makes A-bar^s of A^s.
 
     Example:
         >>> fusion = MultiScaleFusion(channels=[16, 32, 64])
@@ -49,9 +81,9 @@ class MultiScaleFusion(nn.Module):
         True
     """
 
-    def __init__(self, channels: Sequence[int]) -> None:
+    def __init__(self, channels: Sequence[int], branches: type[AtrousBranches] = AtrousBranches) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(AtrousBranches(width) for width in channels)
+        self.branches = nn.ModuleList(branches(width) for width in channels)
         self.same_stage = nn.ModuleList(nn.Conv3d(width, width, kernel_size=1) for width in channels[1:])  # W_A
         self.finer_stage = nn.ModuleList(  # W_B
             nn.Conv3d(finer, width, kernel_size=3, stride=2, padding=1) for finer, width in pairwise(channels)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import InputError, flag
-from .fusion import MultiScaleFusion
+from .fusion import AtrousBranches, MultiScaleFusion
 from .missu import MISSU
 
 __all__ = ["ModalityDistillation", "SelfDistillation", "SelfDistillationOutput", "training_network"]
@@ -27,11 +27,11 @@ class SelfDistillationOutput(NamedTuple):
     teacher_logits: torch.Tensor | None = None
 
 
-class Recomputed(nn.Sequential):
-    """A sequence whose activations are computed again in the backward pass, instead of kept until then."""
+class RecomputedBranches(AtrousBranches):
+    """Branches whose activations are computed again in the backward pass, instead of kept until then."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return checkpoint(super().forward, x, use_reentrant=False)
+    def forward(self, skip: torch.Tensor) -> torch.Tensor:
+        return checkpoint(super().forward, skip, use_reentrant=False)
 
 
 def fusion_of(network: MISSU, checkpointing: bool | str) -> MultiScaleFusion:
@@ -50,12 +50,8 @@ def fusion_of(network: MISSU, checkpointing: bool | str) -> MultiScaleFusion:
             "A network to distill should have plain skips, got skips by "
             f"{type(network.skips).__name__}: set distillation_weight to 0, or leave skips out."
         )
-    fusion = MultiScaleFusion(network.feature_channels[:-1])
-    if flag("checkpointing", checkpointing):
-        for name, module in list(fusion.named_modules()):
-            if isinstance(module, nn.Sequential):  # a branch
-                fusion.set_submodule(name, Recomputed(*module))
-    return fusion
+    branches = RecomputedBranches if flag("checkpointing", checkpointing) else AtrousBranches
+    return MultiScaleFusion(network.feature_channels[:-1], branches)
 
 
 class SelfDistillation(nn.Module):
