@@ -22,15 +22,18 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import torch
+from case import BRAINS, MODALITIES
 from case import CANDIDATES as CASES
-from case import MODALITIES
 from data import CANDIDATES as CACHES
+from engines import ENGINES
 from forward import count
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from monai.transforms import ResizeWithPadOrCrop
 from networks import NETWORKS
+from scaling import CANDIDATES as SIZES
 from step import CANDIDATES as STEPS
 from tqdm.auto import tqdm
 
@@ -38,12 +41,12 @@ from scripts.files import whole_file
 from scripts.sources.phantom import write_phantoms
 
 HERE = Path(__file__).parent
-PACKAGES = ("torch", "monai", "numpy", "nnunetv2")
+PACKAGES = ("torch", "monai", "numpy", "nnunetv2", "openvino")
 PHANTOM = (188, 216, 192)  # whose brain is as large as an adult's, about 140 x 172 x 136 mm
 VOLUME = (240, 240, 155)
 STEP_SIDE = 96
-MARKERS = "os^vDP*X"
-ONCE = ("nnU-Net v2", "SwinUNETR")  # minutes long
+MARKERS = "os^vDP*X<>phd"
+ONCE = ("nnU-Net v2", "SwinUNETR")  # what begins so is minutes long
 
 Rounds = dict[str, list[dict[str, Any]]]
 
@@ -64,7 +67,7 @@ def run(script: str, *arguments: object) -> dict[str, Any]:
 def interleaved(script: str, candidates: Sequence[str], rounds: int, *arguments: object) -> Rounds:
     """Each candidate once, then each once more: what slows the machine for a while slows all of them."""
     results: Rounds = defaultdict(list)
-    order = [name for number in range(rounds) for name in candidates if number == 0 or name not in ONCE]
+    order = [name for number in range(rounds) for name in candidates if number == 0 or not name.startswith(ONCE)]
     for name in tqdm(order, desc=script):
         results[name].append(run(script, name, *arguments))
         tqdm.write(f"{script}, {name}: {results[name][-1]}")
@@ -107,7 +110,13 @@ def machine() -> dict[str, Any]:
         for line in Path("/proc/cpuinfo").read_text().splitlines()
         if line.startswith("model name")
     } or [platform.processor()]
-    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version(), **versions}
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **versions,
+    }
 
 
 def measure(parts: Sequence[str], rounds: int, case_files: list[str] | None, folder: Path) -> dict[str, Any]:
@@ -116,27 +125,35 @@ def measure(parts: Sequence[str], rounds: int, case_files: list[str] | None, fol
         peaks = [run("forward.py", "machine", 0) for _ in range(rounds)]
         gflops = {key: max(peak[key] for peak in peaks) for key in ("gemm", "conv")}
         results["machine"]["gflops"] = gflops
-        for side in (64, 128):
-            measured = interleaved("forward.py", list(NETWORKS), rounds, side)
-            table = summary(measured, "MISSU")
+        tuned = [f"{name}/tuned" for name in NETWORKS]
+        others = [f"{name}/{engine}" for name in ("MISSU", "SegResNet") for engine in ENGINES if engine != "tuned"]
+        for side, candidates in ((64, tuned), (128, tuned + others)):
+            measured = interleaved("forward.py", candidates, rounds, side)
+            table = summary(measured, "MISSU/tuned")
             for name, row in table.items():
                 row["gmac"] = count(name, side)
                 row["parameters_m"] = measured[name][0]["parameters"] / 1e6
                 row["share_of_peak"] = 2 * row["gmac"] / row["seconds"] / max(gflops.values())
             results[f"forward_{side}"] = table
-    if "case" in parts:
-        files = [str(Path(file).absolute()) for file in case_files or write_case(folder)]
-        measured = interleaved("case.py", list(CASES), rounds, *files)
-        table = summary(measured, "MISSU")
+    for part, candidates in (("case", CASES), ("brain", BRAINS)):
+        if part not in parts:
+            continue
+        files = [str(Path(file).absolute()) for file in case_files or write_case(folder / part)]
+        measured = interleaved("case.py", list(candidates), rounds, *files)
+        table = summary(measured, next(iter(candidates)))
         for name, row in table.items():
             phases = [one["phases"] for one in measured[name]]
             row["phases"] = {key: statistics.median(one[key] for one in phases) for key in phases[0]}
-        results["case"] = table
+        results[part] = table
     if "step" in parts:
         measured = interleaved("step.py", list(STEPS), rounds, STEP_SIDE)
         results["step"] = summary(measured, "plain")
         for name, row in results["step"].items():
             row["grown_gb"] = max(one["grown_gb"] for one in measured[name])
+    if "scaling" in parts:
+        for what, numbers in SIZES.items():
+            measured = {f"{number:g}": [run("scaling.py", what, number) for _ in range(rounds)] for number in numbers}
+            results[f"scaling_{what}"] = summary(measured, "1" if 1 in numbers else f"{numbers[0]:g}")
     if "data" in parts:
         cases = folder / "cases"
         write_phantoms(cases, 2, VOLUME)
@@ -182,7 +199,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     for axis, part in zip(axes[0], shown):
         for (name, row), marker in zip(results[part].items(), cycle(MARKERS)):
             spread = [[row["seconds"] - row["least"]], [row["most"] - row["seconds"]]]
-            color = "#D55E00" if name == "MISSU" else "#0072B2"
+            color = "#D55E00" if name.startswith("MISSU") else "#0072B2"
             axis.errorbar(row["seconds"], row["peak_gb"], xerr=spread, fmt=marker, color=color, label=name)
         axis.legend(frameon=False, loc="lower right")
         axis.set(xscale="log", xlabel="seconds", ylabel="peak memory, GB", title=titles[part])
@@ -195,11 +212,32 @@ def plot(results: dict[str, Any], path: Path) -> None:
         FigureCanvasAgg(figure).print_png(temporary)
 
 
+def plot_scaling(results: dict[str, Any], path: Path) -> None:
+    """Time and memory against what a case may have more of, each as a share of the first."""
+    figure = Figure(figsize=(12, 3.5), dpi=120, layout="constrained")
+    axes = figure.subplots(1, len(SIZES), sharey=True)
+    for axis, (what, numbers) in zip(axes, SIZES.items()):
+        rows = list(results[f"scaling_{what}"].values())
+        for key, color, label in (("seconds", "#D55E00", "time"), ("peak_gb", "#0072B2", "peak memory")):
+            shares = [row[key] / rows[0][key] for row in rows]
+            axis.plot(numbers, shares, "o-", color=color, label=label)
+        axis.plot(numbers, [number / numbers[0] for number in numbers], ":", color="gray", label="in proportion")
+        axis.set(xscale="log", yscale="log", xlabel=what, xticks=numbers)
+        for scale in (axis.xaxis, axis.yaxis):
+            scale.set_major_formatter(StrMethodFormatter("{x:g}"))
+            scale.set_minor_locator(NullLocator())
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set(ylabel="times the first", yticks=(1, 2, 4, 8))
+    axes[0].legend(frameon=False)
+    with whole_file(path) as temporary:
+        FigureCanvasAgg(figure).print_png(temporary)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--parts", nargs="+", default=["forward", "case", "step", "data"])
+    parser.add_argument("--parts", nargs="+", default=["forward", "case", "brain", "step", "data", "scaling"])
     parser.add_argument("--case", nargs=4, help="T1, T1ce, T2 and FLAIR of a case, else a phantom")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
@@ -212,6 +250,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(table)
     if {"forward_128", "case"} & results.keys():
         plot(results, options.output_dir / "bench.png")
+    if "scaling" in options.parts:
+        plot_scaling(results, options.output_dir / "scaling.png")
 
 
 if __name__ == "__main__":

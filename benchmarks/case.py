@@ -1,8 +1,9 @@
 """(b) A whole case, from four files to a saved mask: python benchmarks/case.py MISSU <four files>
 
-The candidates, with random weights: MISSU by configs/inference.json; the recipe of the model zoo's bundle
-brats_mri_segmentation (SegResNet, the whole volume in one window of 240 x 240 x 160); nnU-Net v2's own predictor
-(package nnunetv2) with its plan 3d_fullres for BraTS, mirroring off.
+The candidates, with random weights: MISSU by configs/inference.json, at 1 mm as the paper has it; the recipe of the
+model zoo's bundle brats_mri_segmentation (SegResNet, the whole volume in one window of 240 x 240 x 160); nnU-Net v2's
+own predictor (package nnunetv2) with its plan 3d_fullres for BraTS, mirroring off. "tuned" and what follows: what MISSU
+gets, too, see engines.py. "2 mm": the weights that the bundle ships.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
 import torch
+from engines import computed
 from measure import report, seconds
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
@@ -40,12 +42,14 @@ def timed(owner: Any, method: str, phase: str) -> None:
     setattr(owner, method, outer)
 
 
-def missu(files: list[str], output: str) -> Callable[[], object]:
+def missu(files: list[str], output: str, **knobs: Any) -> Callable[[], object]:
     from monai.bundle import ConfigParser
     from monai.transforms import SaveImaged
 
     from scripts.data import LoadImageCased
     from scripts.inference import AdaptiveInferer, CaseDataset
+    from scripts.memory import keep_freed_memory
+    from scripts.weights.checkpoints import load_weights
 
     os.chdir(BUNDLE)
     parser = ConfigParser()
@@ -55,10 +59,17 @@ def missu(files: list[str], output: str) -> Callable[[], object]:
             "datalist": [{"case_id": "case", "image": dict(zip(MODALITIES, files))}],
             "output_dir": output,
             "num_workers": 0,
-            "handlers": [],
+            "handlers": ["@load_weights"] if Path(knobs["checkpoint"]).is_file() else [],
+            "engine_cache_dir": output + "/cache",
+            **knobs,
         }
     )
+    keep_freed_memory()  # as inference.json does
     evaluator = parser.get_parsed_content("evaluator")
+    if knobs.get("engine") == "openvino":  # what is done once for some weights, and then kept on disk
+        if Path(knobs["checkpoint"]).is_file():
+            load_weights(evaluator.network.eager, knobs["checkpoint"])
+        evaluator.network(torch.zeros(1, 4, 32, 32, 32))
     timed(CaseDataset, "__getitem__", "preprocess")
     timed(LoadImageCased, "__call__", "load")
     timed(AdaptiveInferer, "__call__", "network")
@@ -66,7 +77,7 @@ def missu(files: list[str], output: str) -> Callable[[], object]:
     return evaluator.run
 
 
-def segresnet(files: list[str], output: str) -> Callable[[], object]:
+def segresnet(files: list[str], output: str, engine: str) -> Callable[[], object]:
     from monai.data import DataLoader, Dataset
     from monai.engines import SupervisedEvaluator
     from monai.inferers import SlidingWindowInferer
@@ -81,6 +92,7 @@ def segresnet(files: list[str], output: str) -> Callable[[], object]:
         SaveImaged,
     )
 
+    window = (240, 240, 160)
     preprocessing = Compose(
         [
             LoadImaged("image", ensure_channel_first=True),
@@ -98,15 +110,19 @@ def segresnet(files: list[str], output: str) -> Callable[[], object]:
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),
         val_data_loader=DataLoader(Dataset([{"image": files}], preprocessing), batch_size=1),
-        network=SegResNet(
-            in_channels=4,
-            out_channels=3,
-            init_filters=16,
-            blocks_down=(1, 2, 2, 4),
-            blocks_up=(1, 1, 1),
-            dropout_prob=0.2,
+        network=computed(
+            SegResNet(
+                in_channels=4,
+                out_channels=3,
+                init_filters=16,
+                blocks_down=(1, 2, 2, 4),
+                blocks_up=(1, 1, 1),
+                dropout_prob=0.2,
+            ).eval(),
+            engine,
+            (1, 4, *window),
         ),
-        inferer=SlidingWindowInferer(roi_size=(240, 240, 160), sw_batch_size=1, overlap=0.5),
+        inferer=SlidingWindowInferer(roi_size=window, sw_batch_size=1, overlap=0.5),
         postprocessing=postprocessing,
     )
     timed(Dataset, "__getitem__", "preprocess")
@@ -116,7 +132,7 @@ def segresnet(files: list[str], output: str) -> Callable[[], object]:
     return evaluator.run
 
 
-def nnunet(files: list[str], output: str) -> Callable[[], object]:
+def nnunet(files: list[str], output: str, engine: str) -> Callable[[], object]:
     for name in ("raw", "preprocessed", "results"):
         os.environ[f"nnUNet_{name}"] = output  # it warns without
     from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
@@ -194,6 +210,7 @@ def nnunet(files: list[str], output: str) -> Callable[[], object]:
         4,
         deep_supervision=False,
     )
+    network = computed(network, engine, ())
     predictor = prediction.nnUNetPredictor(
         use_mirroring=False, perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False
     )
@@ -213,13 +230,35 @@ def nnunet(files: list[str], output: str) -> Callable[[], object]:
     return lambda: predictor.predict_from_files_sequential([files], [os.path.join(output, "case")])
 
 
-CANDIDATES = {"MISSU": missu, "SegResNet, zoo": segresnet, "nnU-Net v2": nnunet}
+RANDOM = {"checkpoint": "none"}  # so that knobs have the config's defaults: 1 mm, crops of 128^3
+SHIPPED = {"checkpoint": str(BUNDLE / "models" / "model.pt")}
+OPENVINO, BFLOAT16 = {"engine": "openvino"}, {"precision": "bfloat16"}
+
+CANDIDATES: dict[str, Callable[[list[str], str], Callable[[], object]]] = {
+    "MISSU": partial(missu, **RANDOM),
+    "MISSU, bfloat16": partial(missu, **RANDOM, **BFLOAT16),
+    "MISSU, OpenVINO": partial(missu, **RANDOM, **OPENVINO),
+    "MISSU, OpenVINO bfloat16": partial(missu, **RANDOM, **OPENVINO, **BFLOAT16),
+    "SegResNet, zoo": partial(segresnet, engine="published"),
+    "SegResNet, zoo, tuned": partial(segresnet, engine="tuned"),
+    "SegResNet, zoo, bfloat16": partial(segresnet, engine="bfloat16"),
+    "SegResNet, zoo, OpenVINO": partial(segresnet, engine="OpenVINO"),
+    "SegResNet, zoo, OpenVINO bfloat16": partial(segresnet, engine="OpenVINO bfloat16"),
+    "nnU-Net v2": partial(nnunet, engine="published"),
+    "nnU-Net v2, tuned": partial(nnunet, engine="tuned"),
+}
+BRAINS = {
+    "2 mm": partial(missu, **SHIPPED),
+    "2 mm, bfloat16": partial(missu, **SHIPPED, **BFLOAT16),
+    "2 mm, OpenVINO": partial(missu, **SHIPPED, **OPENVINO),
+    "2 mm, OpenVINO bfloat16": partial(missu, **SHIPPED, **OPENVINO, **BFLOAT16),
+}
 
 
 def main(name: str, *files: str) -> None:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as output:
-        run = CANDIDATES[name](list(files), output)
+        run = (CANDIDATES | BRAINS)[name](list(files), output)
         total = seconds(run)
     report(seconds=total, phases={**spent, "postprocess": total - spent.total()})
 

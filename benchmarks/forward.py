@@ -1,10 +1,11 @@
-"""(a) One forward of a network, at 64^3 and at 128^3: python benchmarks/forward.py MISSU 64"""
+"""(a) One forward of a network, at 64^3 and at 128^3, by an engine: python benchmarks/forward.py MISSU/tuned 64"""
 
 from __future__ import annotations
 
 import sys
 
 import torch
+from engines import computed
 from measure import report, seconds
 from networks import CHANNELS, NETWORKS, gmac
 from torch import nn
@@ -29,19 +30,22 @@ def main(name: str, side: int) -> None:
         if name == "machine":
             report(**peak_gflops())
             return
-        # As the configs move it to its device.
-        network = NETWORKS[name](side).eval().to(memory_format=torch.channels_last_3d)
+        name, _, engine = name.partition("/")
         image = torch.rand(1, CHANNELS, side, side, side)
+        with torch.inference_mode(False), torch.no_grad():
+            plain = NETWORKS[name](side).eval()
+            parameters = sum(parameter.numel() for parameter in plain.parameters())
+            network = computed(plain, engine, image.shape)
         first = seconds(lambda: network(image))
         report(
             seconds=min(seconds(lambda: network(image)) for _ in range(1 if side > 64 else 3)),
             first_seconds=first,
-            parameters=sum(parameter.numel() for parameter in network.parameters()),
+            parameters=parameters,
         )
 
 
 def count(name: str, side: int) -> float:
-    return gmac(NETWORKS[name](side).eval().to("meta"), side)
+    return gmac(NETWORKS[name.partition("/")[0]](side).eval().to("meta"), side)
 
 
 if __name__ == "__main__":

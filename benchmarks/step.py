@@ -9,28 +9,36 @@ import torch
 from measure import peak_gb, report, seconds
 from monai.bundle import ConfigParser
 
+from scripts.memory import keep_freed_memory
+
 CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
 STEPS = 8
 
+PLAIN, DISTILLED = {"distillation_weight": 0.0}, {"distillation_weight": 0.3}
 CANDIDATES = {
-    "plain": {"distillation_weight": 0.0},
-    "distilled": {"distillation_weight": 0.3},
-    "distilled, checkpointed": {"distillation_weight": 0.3, "checkpointing": True},
+    "plain": PLAIN,
+    "plain, bfloat16.json": PLAIN,
+    "distilled": DISTILLED,
+    "distilled, bfloat16.json": DISTILLED,
+    "distilled, checkpointed": {**DISTILLED, "checkpointing": True},
 }
 
 
 def main(name: str, side: int) -> None:
     torch.manual_seed(0)
+    keep_freed_memory()  # as train.json does
     parser = ConfigParser()
-    parser.read_config(CONFIGS / "train.json")
+    parser.read_config([CONFIGS / file for file in ("train.json", "bfloat16.json") if file in f"train.json, {name}"])
     parser.update({"roi_size": [side] * 3, "lr_scheduler": None, **CANDIDATES[name]})
-    network, loss, optimizer = (parser.get_parsed_content(key) for key in ("train_network", "loss", "optimizer"))
+    network, loss, optimizer, inferer = (
+        parser.get_parsed_content(key) for key in ("train_network", "loss", "optimizer", "train#inferer")
+    )
     image = torch.rand(1, 4, side, side, side)
     label = torch.randint(4, (1, 1, side, side, side))
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        loss(network(image), label).backward()
+        loss(inferer(image, network), label).backward()
         optimizer.step()
 
     times, peaks = [], []
