@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,9 @@ import pytest
 import torch
 
 from scripts import memory
-from scripts.memory import free_memory, size_of
+from scripts.memory import free_memory, keep_freed_memory, size_of
 
+BUNDLE = Path(__file__).parents[1] / "bundle"
 MACHINE = 5_000_000 * 1024
 NAMES = {
     2: ("memory.max", "memory.current", "inactive_file {}\nactive_file {}\nanon 7\n"),
@@ -80,3 +83,24 @@ def test_size():
     image, label = torch.zeros(4, 10, 10, 10), np.zeros((1, 10, 10, 10), np.uint8)
     assert size_of({"image": image, "label": label, "case_id": "a"}) == 4 * 1000 * 4 + 1000
     assert size_of([{"image": image}, {"image": image}]) == 2 * 16000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a matter of glibc")
+def test_memory_that_is_free_again_is_not_cleared_again():
+    code = """
+import resource
+import numpy as np
+from scripts.memory import keep_freed_memory
+keep_freed_memory()
+np.ones(1 << 23)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+np.ones(1 << 23)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    pages = subprocess.run([sys.executable, "-c", code], cwd=BUNDLE, check=True, capture_output=True, text=True).stdout
+    assert int(pages) < 100  # of 16,384 in 64 MiB
+
+
+def test_a_system_without_glibc_keeps_its_ways(monkeypatch):
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: object())
+    keep_freed_memory()

@@ -13,12 +13,22 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
-from monai.transforms import Compose, NormalizeIntensity
+from monai.transforms import (
+    Compose,
+    CropForegroundd,
+    Invertd,
+    NormalizeIntensity,
+    Orientationd,
+    Spacing,
+    SpatialResample,
+)
 
 from scripts.data.datalist import make_datalist
 from scripts.data.loading import LoadImageCased
 from scripts.data.transforms import (
+    AxisResample,
     ClassesToValuesd,
+    InvertRestd,
     LargestLogitd,
     NormalizeChannelsd,
     RandModalityDropoutd,
@@ -323,6 +333,54 @@ def test_larger_voxels_are_means_of_the_smaller_ones() -> None:
     assert done["image"].shape == (1, 4, 4, 3)
     smaller = SpacingOfKeysd("image", pixdim=(0.5, -1, -1))(item)["image"]
     assert smaller[0, 4, 0, 0] == 4  # nothing is smoothed where voxels get smaller
+
+
+TURN = np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        np.diag([1.0, 1, 1]),
+        np.diag([-0.9, 0.9, 3.3]),
+        TURN @ np.diag([0.9, -0.9, 3.3]),
+        TURN + 0.1 * np.eye(3)[[1, 2, 0]],
+    ],
+    ids=["1 mm", "thick slices", "oblique", "sheared"],
+)
+@pytest.mark.parametrize("spacing_mm", [(0.6, 0.8, 0.9), (0.7, -1, 0.9)])
+def test_another_spacing_and_back_is_that_of_monai(axes, spacing_mm) -> None:
+    """Where nothing is smoothed. What is exactly zero there is so here: it is no brain when it is normalized."""
+    affine = torch.eye(4, dtype=torch.float64)
+    affine[:3, :3], affine[:3, 3] = torch.from_numpy(axes), torch.tensor([3.0, -20, 7])
+    brain = torch.rand(2, 23, 18, 15, generator=torch.Generator().manual_seed(0)) + 1
+    brain[:, 12:, 9:] = 0
+    images = []
+    for resample in (AxisResample(), SpatialResample(mode="bilinear")):
+        spacing = Spacing(spacing_mm, mode="bilinear")
+        spacing.sp_resample = resample
+        there = spacing(MetaTensor(brain.clone(), affine=affine), mode="bilinear")
+        images.append([there, spacing.inverse(there)])
+    for image, expected in zip(*images, strict=True):
+        torch.testing.assert_close(image.as_tensor(), expected.as_tensor(), rtol=0, atol=1e-6)
+        torch.testing.assert_close(image.affine, expected.affine)
+        assert torch.equal(image.as_tensor() == 0, expected.as_tensor() == 0)
+
+
+def test_a_mask_comes_back_in_two_steps_as_in_one(tiny_case) -> None:
+    crop = CropForegroundd("image", "image", select_fn=is_nonzero, allow_smaller=True)
+    turn, spacing = Orientationd("image", "RAS", labels=None), SpacingOfKeysd("image", (2, -1, 3))
+    before = Compose([LoadImageCased("image", ["flair"]), crop, turn, spacing])
+    item = before({"image": {"flair": str(tiny_case["flair"])}, "case_id": "case"})
+    item["pred"] = (item["image"] > item["image"].mean()).to(torch.uint8)
+    at_once = Invertd("pred", before, "image")(item)["pred"]
+    rest = InvertRestd("pred", Compose([crop, turn]), "image")
+    in_steps = rest(Invertd("pred", spacing, "image")(item))["pred"]
+    assert at_once.any()
+    assert torch.equal(at_once.as_tensor(), in_steps.as_tensor())
+    assert torch.equal(at_once.affine, in_steps.affine)
+    with pytest.raises(TypeError, match="should be a MetaTensor"):
+        rest(item | {"pred": at_once.as_tensor()})
 
 
 def test_normalizing_is_that_of_monai() -> None:

@@ -70,6 +70,9 @@ MEANING = {
     "seed": "of weights, order and augmentation",
     "device": "the GPU of the process where there is one, else the CPU",
     "amp": "mixed precision, by default on with a GPU; **not tested: there was no GPU**",
+    "engine": "`torch`, or `openvino` on a CPU: what computes, see [engines](../about/performance.md#engines)",
+    "precision": "`float32` or `bfloat16`, which takes less time where the processor has instructions for it",
+    "engine_cache_dir": "where `openvino` keeps compiled networks; default `$XDG_CACHE_HOME/missu` or `~/.cache/missu`",
     "stretch": (
         "how many times as long as `roi_size` a window may be, on each axis; 1 for windows of `roi_size`. "
         "[What it does](../about/performance.md#a-whole-case)"

@@ -10,6 +10,7 @@ from .seeded import CheckedDataset, SeededDataset, SeededSampler
 from .transforms import (
     ClassesToRegionsd,
     ClassesToValuesd,
+    InvertRestd,
     LargestLogitd,
     NormalizeChannelsd,
     RandModalityDropoutd,
@@ -28,6 +29,7 @@ __all__ = [
     "CheckedDataset",
     "ClassesToRegionsd",
     "ClassesToValuesd",
+    "InvertRestd",
     "LargestLogitd",
     "LoadImageCased",
     "MappedDataset",

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from glob import escape
 from pathlib import Path
@@ -140,6 +141,7 @@ class CaseEvaluator(SupervisedEvaluator):
 
     def run(self, global_epoch: int = 1) -> None:  # type: ignore[override]
         self.faults, self.num_done = [], 0
+        start = time.perf_counter()
         dataset: Any = self.data_loader.dataset  # type: ignore[union-attr]
         dataset.prepare()
         # Python would end at once and leave half a file; clusters send SIGTERM before they kill.
@@ -155,6 +157,7 @@ class CaseEvaluator(SupervisedEvaluator):
             self.logger.info(
                 f"{self.num_done} of {len(dataset.share)} cases segmented, {there}{len(self.faults)} failed."
             )
+            self.logger.info(f"{time.perf_counter() - start:.1f} s, without the start of Python.")
         if self.faults:
             raise InputError("\n".join([f"{len(self.faults)} of {len(dataset.share)} cases failed.", *self.faults]))
 

@@ -113,7 +113,9 @@ class InstanceNorm(nn.GroupNorm):
             shift = self.bias.float() - mean * scale
             h, w, d = windows.weights
             scale, shift = (torch.einsum("bijkc,jw,kd->biwdc", field, w, d) for field in (scale, shift))
-            if torch.compiler.is_compiling():  # an export: no loop over an axis whose length is not fixed
+            if (
+                torch.compiler.is_compiling() or torch.jit.is_tracing()
+            ):  # no loop over an axis whose length is not fixed
                 return torch.addcmul(blend(shift, h), wide, blend(scale, h)).movedim(-1, 1).to(x.dtype)
             output = torch.empty_like(x)
             for i in range(h.shape[1]):  # slice by slice, in the memory of the output

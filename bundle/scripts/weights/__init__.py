@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .checkpoints import CheckpointLoader, WeightsSaver, fold_checkpoints
+from .compiled import OpenvinoNetwork, computed_by, with_engine
 from .engines import OnnxNetwork, TorchExportNetwork, TorchScriptNetwork
 from .pretrained import frozen_teacher, load_pretrained, network_like, parent_of
 from .record import (
@@ -18,12 +19,14 @@ from .record import (
 __all__ = [
     "CheckpointLoader",
     "OnnxNetwork",
+    "OpenvinoNetwork",
     "TorchExportNetwork",
     "TorchScriptNetwork",
     "WeightsSaver",
     "check_channels",
     "check_contract",
     "check_unseen",
+    "computed_by",
     "convention_to_write",
     "fold_checkpoints",
     "frozen_teacher",
@@ -33,4 +36,5 @@ __all__ = [
     "parent_of",
     "recorded",
     "temperature_of",
+    "with_engine",
 ]
