@@ -157,7 +157,8 @@ def test_the_record_goes_with_each_format(checkpoint, config_file, tmp_path, mon
     monkeypatch.setattr(export_module, "safetensors_torch", SimpleNamespace(save=lambda _: b""))
     weights = tmp_path / "weights.pt"
     weights.write_bytes(checkpoint.read_bytes())
-    write_record(weights, {**RECORD, "settings": SETTINGS})
+    settings = {**SETTINGS, "roi_size": [32, 32, 32], "spacing_mm": [-1, -1, -1]}  # those of the config
+    write_record(weights, {**RECORD, "settings": settings})
     export(tmp_path / "exports", weights, config_file)
     for file, _ in FORMATS.values():
         assert read_record(tmp_path / "exports" / file)["settings"] == read_record(weights)["settings"]
