@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -45,6 +46,26 @@ def test_the_same_masks_in_two_conventions(folders, capsys):
         volumes = [float(row[f"volume_ml_{region}"]) for region in ("wt", "tc", "et")]
         assert volumes == pytest.approx([0.36, 0.27, 0.09])
     assert "4 cases" in capsys.readouterr().out
+
+
+def tell(folders: dict[str, Path], convention: str) -> None:
+    for path in folders["predicted"].glob("*.nii.gz"):
+        record = {"settings": {"label_convention": convention}}
+        path.with_name(path.name.replace(".nii.gz", ".json")).write_text(json.dumps(record))
+
+
+def test_the_record_of_a_mask_says_its_convention(folders, capsys):
+    tell(folders, "brats2023")
+    assert score(folders, *CONVENTIONS[:2]) is None
+    rows = list(csv.DictReader((folders["output"] / "metrics.csv").read_text().splitlines()))
+    assert {row["dice_tc"] for row in rows} == {"1.0000"}
+
+
+def test_a_convention_that_the_record_contradicts_is_refused(folders):
+    tell(folders, "decathlon")  # the same values, of other meaning
+    sentence = str(score(folders, *CONVENTIONS))
+    assert "Case case_0: prediction_convention should be decathlon" in sentence
+    assert not (folders["output"] / "metrics.csv").exists()
 
 
 def test_patients_are_those_of_a_table(folders, tmp_path):

@@ -321,6 +321,11 @@ def mask_of(output_dir: str | Path, case_id: str) -> Path:
     return Path(output_dir) / name
 
 
+def mask_record_of(mask: Path) -> Path:
+    """The file of the record of a mask: ``p1_seg.json`` of ``p1_seg.nii.gz``."""
+    return mask.with_name(mask.name.removesuffix(NIFTI_EXTENSIONS[0]) + ".json")
+
+
 def cases_of_batch(batch: Mapping[str, Any]) -> list[str]:
     """The cases of a batch, sorted: as its entries name them, else as the loader did."""
     return sorted(set(batch["case_id"] if "case_id" in batch else batch["image"].meta["case_id"]))

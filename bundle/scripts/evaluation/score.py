@@ -18,11 +18,19 @@ from monai.data import MetaTensor
 from tqdm.auto import tqdm
 
 from ..arguments import listed, mapped
-from ..data.cases import LABEL, WHOLE, Case, find_cases
-from ..data.labels import Convention, classes_to_regions, given_or_found, regions, values_to_classes
+from ..data.cases import LABEL, WHOLE, Case, find_cases, mask_record_of
+from ..data.labels import (
+    Convention,
+    classes_to_regions,
+    convention_table,
+    given_or_found,
+    regions,
+    values_to_classes,
+)
 from ..data.loading import check_same_space, image_loader, read
 from ..data.patients import patients_of, read_patients
 from ..errors import InputError
+from ..files import read_json
 from .metrics import CHAOS_METRICS, METRICS
 from .report import EvaluationReport
 from .surfaces import missed_mm_of
@@ -47,14 +55,15 @@ def score_masks(
         prediction_dir: folder with the predictions.
         output_dir: folder for the three CSV files.
         label_convention: of the labels; its regions are scored.
-        prediction_convention: of the predictions, by default that of the labels.
+        prediction_convention: of the predictions, by default what the record beside each says, else that of the labels.
         suffixes: of foreign file names of the labels, as :func:`scripts.data.cases.split_file_name` takes them.
         patients: a table of cases and their patients, as :func:`scripts.data.patients.read_patients` takes it, in place
             of what their names say.
         rules: as in :class:`scripts.evaluation.EvaluationReport`.
 
     Raises:
-        InputError: when a label or a prediction is missing, cannot be read, lies elsewhere or holds another value.
+        InputError: when a label or a prediction is missing, cannot be read, lies elsewhere or holds another value, or a
+            prediction's record tells of another convention.
     """
     truths = {
         case.case_id: case.file(LABEL) for case in find_cases(dataset_dir, suffixes=suffixes) if LABEL in case.files
@@ -71,7 +80,7 @@ def score_masks(
     report = EvaluationReport(output_dir, tuple(regions(label_convention)), rules, patient_of_case)
     for case_id, path in tqdm(sorted(truths.items()), desc="scoring", leave=False, disable=None):
         truth = load_regions(case_id, path, label_convention, label_convention)
-        predicted_by = prediction_convention or label_convention
+        predicted_by = convention_of(case_id, predictions[case_id], prediction_convention) or label_convention
         prediction = load_regions(case_id, predictions[case_id], predicted_by, label_convention)
         check_same_space(case_id, prediction, truth)
         report.add(case_id, prediction, truth)
@@ -80,6 +89,23 @@ def score_masks(
 
 def mask_of(case: Case) -> Path:
     return case.file(LABEL if LABEL in case.files else WHOLE)
+
+
+def convention_of(case_id: str, mask: Path, given: Convention | None) -> Convention | None:
+    """The convention of a mask: the one that is given, or that its record tells of, which may not contradict.
+
+    Raises:
+        InputError: when it does.
+    """
+    record = mask_record_of(mask)
+    settings = read_json(record, f"Case {case_id}: the record").get("settings") if record.is_file() else None
+    told = settings.get("label_convention") if isinstance(settings, Mapping) else None
+    if given is not None and told is not None and convention_table(given) != convention_table(told):
+        raise InputError(
+            f"Case {case_id}: prediction_convention should be {told}, by which {mask} was written (its record says "
+            f"so), it is {given}: leave it out."
+        )
+    return given or told
 
 
 def load_regions(case_id: str, path: Path, convention: Convention, label_convention: Convention) -> MetaTensor:
@@ -101,7 +127,7 @@ def main(argv: Sequence[str]) -> None:
         "--label_convention",
         help="of the labels: of BraTS by name, or the path of a dataset.json; default: the dataset.json of the folder",
     )
-    parser.add_argument("--prediction_convention", help="of the predictions, where it is another")
+    parser.add_argument("--prediction_convention", help="of the predictions; default: their records', else the labels'")
     parser.add_argument("--suffixes", type=mapped, help="ends of foreign file names: \"{'T1w':'t1','dseg':'seg'}\"")
     parser.add_argument(
         "--metrics", type=listed(str), default=METRICS, help=f"of {', '.join((*METRICS, *CHAOS_METRICS))}"

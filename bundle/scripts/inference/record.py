@@ -13,13 +13,13 @@ from typing import Any
 from ignite.engine import Engine, Events
 from monai.utils import ensure_tuple
 
-from ..data.cases import NIFTI_EXTENSIONS, case_id_of, mask_of
+from ..data.cases import case_id_of, mask_of, mask_record_of
 from ..files import whole_file
 from ..progress import at_the_end
 from ..weights.record import costs_of_missing, read_record, sha256
 from ..weights.versions import versions
 
-__all__ = ["MaskRecord", "mask_record_of"]
+__all__ = ["MaskRecord"]
 
 
 class MaskRecord:
@@ -97,8 +97,3 @@ class KeepsWarnings(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.sentences.append(record.getMessage())
-
-
-def mask_record_of(mask: Path) -> Path:
-    """The file of the record of a mask: ``p1_seg.json`` of ``p1_seg.nii.gz``."""
-    return mask.with_name(mask.name.removesuffix(NIFTI_EXTENSIONS[0]) + ".json")

@@ -31,7 +31,7 @@ import numpy as np
 
 from ..arguments import listed
 from ..checks.faults import check_case
-from ..data.cases import MODALITIES, NIFTI_EXTENSIONS, Case
+from ..data.cases import MODALITIES, NIFTI_EXTENSIONS, Case, mask_record_of
 from ..data.labels import regions
 from ..errors import InputError
 from ..files import check_new, check_writable, whole_file
@@ -43,7 +43,6 @@ from ..sources.dicom import read_slices, write_image
 from ..sources.study import Series, choose_series, describe_choice, read_study
 from ..weights.record import convention_to_write, recorded
 from .dicom_seg import check_highdicom, read_headers, write_seg
-from .record import mask_record_of
 
 __all__ = ["main", "segment"]
 
