@@ -140,6 +140,16 @@ def test_a_case_without_truth_or_lesion(write_case, tmp_path):
     assert "Nothing found" in Page((tmp_path / "pages" / "new.html").read_text()).text
 
 
+def test_what_the_record_of_a_mask_warns_of(tiny_case, tmp_path):
+    write_mask(tiny_case, tmp_path / "masks")
+    record = {"warnings": ["Case case_1: 12 of 13 piece(s) of wt are left out."]}
+    (tmp_path / "masks" / "case_1_seg.json").write_text(json.dumps(record))
+    arguments = ["--dataset_dir", tiny_case["t1"].parent, "--prediction_dir", tmp_path / "masks"]
+    assert main(["report", *map(str, arguments), "--output_dir", str(tmp_path / "pages")]) is None
+    assert record["warnings"][0] in Page((tmp_path / "pages" / "case_1.html").read_text()).text
+    assert json.loads((tmp_path / "pages" / "case_1.json").read_text())["mask"] == record
+
+
 def test_no_mask_of_a_case(tiny_case, tmp_path):
     write_mask(tiny_case, tmp_path / "masks", "another")
     arguments = ["--dataset_dir", tiny_case["t1"].parent, "--prediction_dir", tmp_path / "masks"]

@@ -160,7 +160,6 @@ def segment(
             shown, content = report_case(case, mask, list(files), convention, convention, checkpoint, seconds, likely)
             if report is not None:
                 page = Path(folder, "report.html")
-                content["mask"] = json.loads(mask_record_of(mask).read_text())
                 write_report(shown, content, page)
                 made |= {report: page, report.with_suffix(".json"): page.with_suffix(".json")}
             if picture is not None:

@@ -27,13 +27,13 @@ from tqdm.auto import tqdm
 from ..arguments import listed
 from ..checks.faults import Fault
 from ..checks.preflight import preflight
-from ..data.cases import LABEL, MODALITIES, WHOLE, Case, find_cases
+from ..data.cases import LABEL, MODALITIES, WHOLE, Case, find_cases, mask_record_of
 from ..data.labels import Convention, is_lesion, outermost, regions
 from ..data.loading import CT
 from ..errors import InputError
 from ..evaluation.calibration import expected_dice
 from ..evaluation.lesions import TOUCHING
-from ..files import check_writable, whole_file
+from ..files import check_writable, read_json, whole_file
 from ..weights.record import convention_to_write, read_record, recorded, sha256
 from ..weights.versions import versions
 from .picture import MODALITY_TITLES, ShownCase, color_of, radiological_slice, read_turned, show_case, window
@@ -190,10 +190,11 @@ def report_case(
     seconds: float | None = None,
     probabilities: Path | None = None,
 ) -> tuple[ShownCase, dict[str, Any]]:
-    """A case, its mask and its label where it has one, checked and described.
+    """A case, its mask and its label where it has one, checked and described; ``mask`` is the mask's own record.
 
     Raises:
-        InputError: as :func:`scripts.pictures.picture.show_case`, and when the probabilities have another shape.
+        InputError: as :func:`scripts.pictures.picture.show_case`, and when the probabilities have another shape or the
+            record cannot be read.
     """
     likely = None
     if probabilities is not None:
@@ -209,7 +210,10 @@ def report_case(
             f"Case {case.case_id}: {probabilities} should have the shape of the scans, "
             f"{list(shown.base.shape)}, it has {list(likely.shape[1:])}."
         )
-    return shown, describe_case(shown, files, prediction_convention, checkpoint, faults, seconds, likely)
+    record = mask_record_of(prediction)
+    told = read_json(record, f"Case {case.case_id}: the record") if record.is_file() else None
+    content = describe_case(shown, files, prediction_convention, checkpoint, faults, seconds, likely)
+    return shown, {**content, "mask": told}
 
 
 def data_uri(grey: np.ndarray) -> str:
