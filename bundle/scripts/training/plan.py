@@ -204,19 +204,24 @@ def make_plan(
     )
     plan.set(
         "val_interval",
-        schedule.val_interval,
+        f"$min({schedule.val_interval}, @max_epochs)",  # for who wants fewer epochs
         f"Epochs from one validation to the next, at most {max(VAL_INTERVALS)}, so that the last one is validated.",
     )
     rate = SHORT_RATE if steps < FEW_STEPS else PAPER_RATE
     plan.set("learning_rate", rate, f"{SHORT_RATE:g} below {FEW_STEPS} steps, else the paper's {PAPER_RATE:g}.")
 
     fits = bool((largest <= STRETCH * np.array(crop) // TOKEN_SIDE * TOKEN_SIDE).all())
-    plan.set(
-        "stretch",
-        STRETCH if fits else 1.0,
-        f"The largest case spans {' x '.join(map(str, largest))} voxels: "
-        + (f"whole images fit one window of at most {STRETCH} times the crop." if fits else "windows of the crop."),
-    )
+    spans = f"The largest case spans {' x '.join(map(str, largest))} voxels: "
+    if not fits:
+        reason = "windows of the crop."
+    elif is_brats:
+        reason = f"whole images fit one window of at most {STRETCH} times the crop, with the same masks on BraTS."
+    else:
+        reason = (
+            f"whole images would fit one window of at most {STRETCH} times the crop, in less time; on hippocampi that "
+            "costs 0.006 of Dice, so windows of the crop."
+        )
+    plan.set("stretch", STRETCH if fits and is_brats else 1.0, spans + reason)
     bytes_of_cases = (
         len(entries) * (4 * len(modalities) + 1) * int(np.median((seen.shape * seen.spacing_mm / target).prod(axis=1)))
     )
