@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scripts.evaluation.report import write_csv
 from scripts.files import whole_file
+from scripts.networks.fusion import AtrousBranches
 
 HEADING = ["network", "parameters_m", "gmac", "attention_gmac", "paper_parameters_m", "paper_giga"]
 
@@ -49,7 +50,8 @@ def size_of(network: nn.Module, channels: int, sides: list[int]) -> Size:
     counted = sum(
         sum(counts.get(f"{root}.{name}" if name else root, {}).values())
         for name, module in network.named_modules()
-        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
+        # Branches apply the weights of their convolutions themselves.
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd | AtrousBranches)
     )
     # Two for a multiply-accumulate.
     return Size(parameters / 1e6, counted / 2e9, (sum(counts["Global"].values()) - counted) / 2e9)

@@ -17,6 +17,7 @@ import monai.bundle
 import nibabel as nib
 import pytest
 import torch
+from conftest import RECORD, SETTINGS
 
 from scripts.networks import MISSU
 from scripts.sources.phantom import write_phantoms
@@ -59,8 +60,8 @@ def bundle(tmp_path: Path, network: MISSU) -> Path:
 
 def write_weights(bundle: Path, name: str, content: bytes) -> None:
     (bundle / "models" / f"{name}.pt").write_bytes(content)
-    record = {"dataset": "phantoms", "cases": [], "settings": {}, "epoch": 1, "metrics": {}}
-    record["sha256"] = hashlib.sha256(content).hexdigest()
+    settings = SETTINGS | {"roi_size": SMALL["roi_size"]}
+    record = RECORD | {"settings": settings, "sha256": hashlib.sha256(content).hexdigest()}
     (bundle / "models" / f"{name}.json").write_text(json.dumps(record))
 
 
@@ -257,7 +258,7 @@ def test_unpacked_it_segments_in_an_empty_folder(bundle, tmp_path):
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.json", *paths, *options]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, env=without_path())
     assert done.returncode == 0, done.stderr
-    assert "models/model.pt: trained on phantoms" in done.stdout
+    assert "models/model.pt: trained on BraTS" in done.stdout
     assert nib.load(tmp_path / "masks" / "phantom_000_seg.nii.gz").shape == (32, 36, 32)
 
 
