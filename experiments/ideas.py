@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from ignite.engine import Engine, Events
+from ignite.handlers import EMAHandler
 from monai.losses import DeepSupervisionLoss
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from scripts.errors import InputError
 from scripts.networks import MISSU, InstanceNorm, MultiScaleFusion, SelfDistillation, Windows
 from scripts.networks.self_distillation import SelfDistillationOutput
 from scripts.training import MISSULoss
@@ -171,6 +175,72 @@ class DeepSupervisedLoss(LossOfTerms):
             segmentation_loss=segmentation,
             distillation_loss=distillation,
         )
+
+
+class TaughtByAnother(nn.Module):
+    """A network and a teacher that no gradient moves: for ``scripts.training.ModalityDistillationLoss``."""
+
+    def __init__(self, network: nn.Module, teacher: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.teacher = teacher.requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> SelfDistillationOutput:
+        with torch.no_grad():
+            teacher_logits = self.teacher.eval()(x)
+        return SelfDistillationOutput(self.network(x), [], [], teacher_logits)
+
+
+class MeanOfFused(nn.Module):
+    """Logarithms of the mean probabilities of trained networks with fused skips ("MS-output").
+
+    Args:
+        weights: a file for each.
+        arguments: of :class:`MISSU`.
+
+    Raises:
+        InputError: when a file is not there.
+    """
+
+    def __init__(self, weights: Sequence[str], **arguments: Any) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList()
+        for path in map(Path, weights):
+            if not path.is_file():
+                raise InputError(f"The teacher should be {path}, it is not there: run ms-output with its seed first.")
+            network = MISSU(**arguments)
+            network.skips = MultiScaleFusion(network.feature_channels[:-1])
+            network.load_state_dict(torch.load(path, weights_only=True))
+            self.networks.append(network)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([network(x).float().softmax(1) for network in self.networks]).mean(0).log()
+
+
+class AverageOfSteps:
+    """Handler: a network ends as the moving average of its weights over the steps.
+
+    Args:
+        network: what is trained.
+        momentum: the share of the newest weights.
+    """
+
+    def __init__(self, network: nn.Module, momentum: float) -> None:
+        self.network = network
+        self.handler = EMAHandler(network, momentum=momentum)
+
+    @property
+    def average(self) -> nn.Module:
+        return self.handler.ema_model
+
+    def attach(self, engine: Engine) -> None:
+        self.handler.attach(engine)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        state = engine.state
+        if state.iteration == state.max_epochs * state.epoch_length:
+            self.network.load_state_dict(self.average.state_dict())
 
 
 class IdentityFusion(MultiScaleFusion):

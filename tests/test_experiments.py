@@ -19,6 +19,7 @@ import run as runner
 import sizes
 import tables
 import torch
+from ignite.engine import Engine
 from matplotlib.image import imread
 from runs import InputError, Run, Setting, Study, read_methods
 
@@ -441,6 +442,47 @@ def test_logits_of_each_resolution_and_their_loss():
     loss = ideas.DeepSupervisedLoss(cross_entropy, distillation_weight=0.5)
     assert loss([torch.ones_like(of) for of in logits], label).item() == pytest.approx(np.log(4), rel=1e-5)
     assert loss(logits, label).item() > float(expected)
+
+
+def test_a_network_ends_as_the_average_of_its_steps():
+    network = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(network.weight)
+    averaged = ideas.AverageOfSteps(network, momentum=0.25)
+    taught = ideas.TaughtByAnother(network, averaged.average)
+    seen = []
+
+    def step(_: Engine, x: float) -> None:
+        seen.append(taught(torch.ones(1, 1)).teacher_logits.item())
+        with torch.no_grad():
+            network.weight += x
+
+    engine = Engine(step)
+    averaged.attach(engine)
+    engine.run([4.0, 4.0], max_epochs=1)
+    # Weights 4 and 8: a quarter of 4, then three quarters of that and a quarter of 8.
+    assert seen == [0.0, 1.0]
+    assert network.weight.item() == 2.75
+    assert not any(parameter.requires_grad for parameter in taught.teacher.parameters())
+
+
+def test_a_teacher_of_several_networks(tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(1, 4, 16, 16, 16)
+    probabilities, weights = [], []
+    for seed in range(2):
+        network = MISSU(img_size=16, skips=MultiScaleFusion([4, 8, 16]), **TINY).eval()
+        weights.append(str(tmp_path / f"{seed}.pt"))
+        torch.save(network.state_dict(), weights[-1])
+        with torch.no_grad():
+            probabilities.append(network(x).softmax(1))
+    teacher = ideas.MeanOfFused(weights, img_size=16, **TINY)
+    student = MISSU(img_size=16, **TINY)
+    output = ideas.TaughtByAnother(student, teacher)(x)
+    assert torch.allclose(output.teacher_logits.exp(), sum(probabilities) / 2, atol=1e-6)
+    assert torch.equal(output.logits, student(x))
+    assert not output.teacher_logits.requires_grad
+    with pytest.raises(InputError, match=r"The teacher should be .*2\.pt, it is not there: run ms-output"):
+        ideas.MeanOfFused([str(tmp_path / "2.pt")], img_size=16, **TINY)
 
 
 def test_residual_stages_skip_a_convolution_that_gives_nothing():
