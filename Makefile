@@ -62,10 +62,10 @@ $(VENV)/clients: $(VENV)/installed $(EXTRAS)
 bench: $(VENV)-bench/installed
 	PYTHONPATH=bundle:benchmarks $(VENV)-bench/bin/python -W ignore benchmarks/bench.py --output_dir benchmarks/results
 
-$(VENV)-bench/installed: requirements-lock.txt benchmarks/requirements.txt
+$(VENV)-bench/installed: requirements-lock.txt requirements-exports.txt benchmarks/requirements.txt
 	$(PYTHON) -m venv $(VENV)-bench
 	$(call install,$(VENV)-bench)
-	$(VENV)-bench/bin/pip install --quiet --requirement benchmarks/requirements.txt
+	$(VENV)-bench/bin/pip install --quiet --requirement requirements-exports.txt --requirement benchmarks/requirements.txt
 	touch $@
 
 package: $(VENV)/installed $(SBOM)
