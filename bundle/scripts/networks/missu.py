@@ -152,7 +152,9 @@ class UpsampleBlock(nn.Module):
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor, windows: Windows | None = None) -> torch.Tensor:
         x = F.interpolate(x, scale_factor=2.0, mode="trilinear", align_corners=False)
-        return self.conv(torch.cat([skip, x], dim=1), windows)  # (B, C_s, ...), (B, 2 C_s, ...) -> (B, 3 C_s, ...)
+        # autocast makes float32 of what is interpolated; the convolution takes neither part as that.
+        x = torch.cat([skip, x.to(skip.dtype)], dim=1)  # (B, C_s, ...), (B, 2 C_s, ...) -> (B, 3 C_s, ...)
+        return self.conv(x, windows)
 
 
 class MISSU(nn.Module):

@@ -105,39 +105,48 @@ class InstanceNorm(nn.GroupNorm):
     def of_windows(self, x: torch.Tensor, windows: Windows) -> torch.Tensor:
         # With autocast the products below would be in float16, whose range the squares leave.
         with torch.autocast(x.device.type, enabled=False):
-            voxels = x.movedim(1, -1)  # (B, H, W, D, C), as with channels last
-            wide = voxels.float()
-            mean = window_means(wide, windows.averages)
-            variance = (window_means(wide.square(), windows.averages) - mean.square()).clamp_min(0)
-            scale = self.weight.float() * torch.rsqrt(variance + self.eps)
-            shift = self.bias.float() - mean * scale
-            h, w, d = windows.weights
-            scale, shift = (torch.einsum("bijkc,jw,kd->biwdc", field, w, d) for field in (scale, shift))
+            # A copy where channels are not last. That D and C are one axis also lets OpenVINO see that it needs none.
+            planes = x.movedim(1, -1).flatten(3)  # (B, H, W, D C)
             if (
                 torch.compiler.is_compiling() or torch.jit.is_tracing()
             ):  # no loop over an axis whose length is not fixed
-                return torch.addcmul(blend(shift, h), wide, blend(scale, h)).movedim(-1, 1).to(x.dtype)
+                factors = self.factors(moments_along_width(planes, windows), windows)
+                voxels = scaled(planes, factors, windows).unflatten(3, (-1, self.num_channels))
+                return voxels.movedim(-1, 1).to(x.dtype)
+            # Some planes at a time, which stay in the cache of the processor.
+            size = max(1, SLAB // planes[0, 0].numel())
+            slabs = planes.split(size, dim=1)
+            factors = self.factors(torch.cat([moments_along_width(slab, windows) for slab in slabs], dim=2), windows)
             output = torch.empty_like(x)
-            for i in range(h.shape[1]):  # slice by slice, in the memory of the output
-                part = slice(i, i + 1)
-                output[:, :, part] = torch.addcmul(
-                    blend(shift, h[:, part]), wide[:, part], blend(scale, h[:, part])
-                ).movedim(-1, 1)
+            for number, (slab, of_slab) in enumerate(zip(slabs, factors.split(size, dim=2))):
+                voxels = scaled(slab, of_slab, windows).unflatten(3, (-1, self.num_channels))
+                output[:, :, number * size : (number + 1) * size] = voxels.movedim(-1, 1)
             return output
 
+    def factors(self, moments: torch.Tensor, windows: Windows) -> torch.Tensor:
+        """Scale and shift (2, B, H, windows on W, D C) of :func:`scaled`, from moments of that shape."""
+        h, _, d = windows.averages
+        of_voxels = moments.unflatten(-1, (-1, self.num_channels))
+        mean, mean_of_squares = torch.einsum("mbhjdc,ih,kd->mbijkc", of_voxels, h, d)
+        variance = (mean_of_squares - mean.square()).clamp_min(0)
+        scale = self.weight.float() * torch.rsqrt(variance + self.eps)
+        shift = self.bias.float() - mean * scale
+        h, _, d = windows.weights
+        return torch.einsum("mbijkc,ih,kd->mbhjdc", torch.stack([scale, shift]), h, d).flatten(4)
 
-def window_means(x: torch.Tensor, averages: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The means of (B, H, W, D, C) over each window: (B, windows on H, on W, on D, C)."""
-    batch, _, width, depth, channels = x.shape
-    h, w, d = averages
-    # A product of matrices for each axis, the largest first.
-    x = torch.bmm(h.expand(batch, -1, -1), x.reshape(batch, -1, width * depth * channels))
-    x = torch.matmul(w, x.reshape(batch, h.shape[0], width, depth * channels))
-    return torch.matmul(d, x.reshape(batch, h.shape[0], w.shape[0], depth, channels))
+
+# Numbers of a slab of planes, 1 MB in float32.
+SLAB = 2**18
 
 
-def blend(field: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """The values (B, windows, W, D, C) of the windows of an axis, at its voxels: (B, H, W, D, C)."""
-    batch, num_windows, width, depth, channels = field.shape
-    flat = torch.bmm(weights.t().expand(batch, -1, -1), field.reshape(batch, num_windows, -1))
-    return flat.reshape(batch, -1, width, depth, channels)
+def moments_along_width(planes: torch.Tensor, windows: Windows) -> torch.Tensor:
+    """The means of (B, H, W, D C), and of its squares, over each window on W: (2, B, H, windows, D C)."""
+    wide = planes.float()
+    average = windows.averages[1]
+    return torch.stack([torch.matmul(average, wide), torch.matmul(average, wide.square())])
+
+
+def scaled(planes: torch.Tensor, factors: torch.Tensor, windows: Windows) -> torch.Tensor:
+    """(B, H, W, D C) times a scale, and a shift: those of the windows on W, blended."""
+    scale, shift = torch.matmul(windows.weights[1].t(), factors)  # (2, B, H, windows, D C) -> (2, B, H, W, D C)
+    return torch.addcmul(shift, planes.float(), scale)
