@@ -16,7 +16,7 @@ from scripts.data.seeded import Sample
 from scripts.errors import InputError
 from scripts.sources import DrawGliomad, synthetic_cases
 from scripts.sources.drawn import case_seed
-from scripts.sources.gliomas import MODALITIES, draw_glioma, write_cases
+from scripts.sources.gliomas import MODALITIES, PARTS, draw_glioma, write_cases
 from scripts.sources.gliomas.cases import main
 
 NCR, ED, ET = 1, 2, 3
@@ -51,6 +51,19 @@ def test_same_seed_same_bytes_whatever_the_global_state():
     assert image.numpy().tobytes() == again.numpy().tobytes()
     assert classes.numpy().tobytes() == classes_again.numpy().tobytes()
     assert not torch.equal(image, draw_glioma(4)[0])
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_each_part_can_be_left_out(part, cases):
+    image, classes = draw_glioma(1, without=[part])
+    assert not torch.equal(image, cases[1][0])
+    same_place = torch.equal(classes > 0, cases[1][1] > 0)
+    assert same_place == (part not in ("deformation", "mass_effect"))
+
+
+def test_a_part_that_there_is_not():
+    with pytest.raises(InputError, match=r"without should name some of deformation, .*, got noise"):
+        draw_glioma(0, without=["noise"])
 
 
 def test_some_without_tumor_some_without_enhancement(cases):

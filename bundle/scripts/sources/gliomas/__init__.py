@@ -21,9 +21,11 @@ from __future__ import annotations
 from .anatomy import SPACING_MM
 from .cases import SHAPE, DrawGliomad, draw_glioma, synthetic_cases, write_cases
 from .contrasts import MODALITIES
+from .draws import PARTS
 
 __all__ = [
     "MODALITIES",
+    "PARTS",
     "SHAPE",
     "SPACING_MM",
     "DrawGliomad",

@@ -100,8 +100,8 @@ def draw_anatomy(draws: Draws, shape: Sequence[int], has_tumor: bool) -> Anatomy
     points = (voxels - (torch.tensor(shape) - 1) / 2) * SPACING_MM @ rotation(draws).T
     points = points + torch.tensor([u(-2, 2) for _ in range(3)])
     for spacing, size_mm in ((10, u(1, 4)), (5, u(0.5, 2.0)), (2.5, u(0, 0.8))):  # nothing symmetric about it
-        points = points + size_mm * draws.smooth(low, spacing, 3).permute(1, 2, 3, 0)
-    wider_mm = u(-2.5, 3) if chance(0.6) else u(2, 9)
+        points = points + size_mm * draws.has("deformation") * draws.smooth(low, spacing, 3).permute(1, 2, 3, 0)
+    wider_mm = (u(-2.5, 3) if chance(0.6) else u(2, 9)) * draws.has("deformation")
     points = points + wider_mm * sample(template.ventricles, points).permute(1, 2, 3, 0)
 
     depth = sample(template.shape[:1], points)[0]
@@ -112,7 +112,7 @@ def draw_anatomy(draws: Draws, shape: Sequence[int], has_tumor: bool) -> Anatomy
     candidates = (may_start if may_start.any() else depth > 0).nonzero()
     place = candidates[draws.index(len(candidates))]
     radius = u(2.5, 8) if chance(0.27) else u(6, 18)
-    if has_tumor:  # mass effect: tissue moves away from the center, and the skull does not give way
+    if has_tumor and draws.has("mass_effect"):  # tissue moves away from the center, and the skull does not give way
         offset_mm = points - points[tuple(place)]
         reach_mm = radius * SPACING_MM * u(1.2, 2.6)
         pushed = u(0, 0.55) * (depth / 18).clamp(0, 1) * torch.exp(-offset_mm.square().sum(-1) / reach_mm**2)

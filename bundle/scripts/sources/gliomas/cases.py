@@ -6,7 +6,7 @@ cd bundle && python -m scripts gliomas --output_dir DIR --num_cases 24 --seed 0
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Randomizable, Transform
 
+from ...errors import InputError
 from ..drawn import check_drawn, write_drawn
 from .anatomy import SPACING_MM, draw_anatomy
 from .contrasts import MODALITIES, draw_contrasts
-from .draws import Draws
+from .draws import PARTS, Draws
 from .tumors import grow
 
 __all__ = ["SHAPE", "DrawGliomad", "draw_glioma", "main", "synthetic_cases", "write_cases"]
@@ -28,7 +29,9 @@ BRATS_2018_VALUES = torch.tensor([0, 1, 2, 4], dtype=torch.uint8)
 WITHOUT_TUMOR = 0.09
 
 
-def draw_glioma(seed: int, shape: Sequence[int] = SHAPE) -> tuple[torch.Tensor, torch.Tensor]:
+def draw_glioma(
+    seed: int, shape: Sequence[int] = SHAPE, without: Collection[str] = ()
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw one case. The same seed and shape give the same bytes, whatever the global random state.
 
     One case in eleven has no tumor, and one in five no enhancing tumor.
@@ -37,16 +40,20 @@ def draw_glioma(seed: int, shape: Sequence[int] = SHAPE) -> tuple[torch.Tensor, 
         seed: any integer from 0.
         shape: voxels of 2 mm to the right, anterior and superior (H, W, D), each at least 32; the brain keeps its
             size in mm, and is cut where they do not hold it.
+        without: of :data:`PARTS`, what the case is drawn without.
 
     Returns:
         Float32 image (4, H, W, D) of T1, T1ce, T2, FLAIR, 0 outside the brain and positive inside, not z-scored; and
         uint8 classes (H, W, D): 0 background, 1 necrotic and non-enhancing core, 2 edema, 3 enhancing tumor.
 
     Raises:
-        InputError: when ``seed`` is negative, ``shape`` is not three sides of at least 32, or nilearn is not installed.
+        InputError: when ``seed`` is negative, ``shape`` is not three sides of at least 32, ``without`` names another
+            part, or nilearn is not installed.
     """
     check_drawn(seed, shape)
-    draws = Draws(seed)
+    if unknown := set(without) - set(PARTS):
+        raise InputError(f"without should name some of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}.")
+    draws = Draws(seed, without)
     has_tumor = not draws.chance(WITHOUT_TUMOR)
     anatomy = draw_anatomy(draws, shape, has_tumor)
     tumor = grow(draws, anatomy)

@@ -24,12 +24,15 @@ TISSUES = {
 }
 DETAIL = {"t1": 5.0, "t1ce": 4.0, "t2": -3.0, "flair": 0.0}  # gain of what the template's T1 shows within a tissue
 TEXTURE = {"t1": 0.4, "t1ce": 0.45, "t2": 0.7, "flair": 0.9}  # standard deviation within a tumor tissue
+ANY = (-3.0, 5.0)  # where nothing is known of a tissue
 RIM = {"t1": (-2.5, 0.0), "t1ce": (-2.5, 2.5), "t2": (-2.0, 2.5), "flair": (-3.0, 1.0)}  # left by skull stripping
 
 
 def tumor_signals(draws: Draws, necrotic: bool) -> dict[str, tuple[float, float, float]]:
     """Mean signals of necrotic core, edema and enhancing tumor by modality, before they enhance."""
     u, chance = draws.uniform, draws.chance
+    if not draws.has("priors"):
+        return {name: (u(*ANY), u(*ANY), u(*ANY)) for name in MODALITIES}
     edema = {"t1": u(-0.9, 0.7), "t2": u(0.4, 2.6), "flair": u(1.0, 2.4) if chance(0.4) else u(1.6, 5.2)}
     if not necrotic:
         core = {"t1": u(-2.0, 0.2), "t2": edema["t2"] + u(-0.3, 1.8), "flair": edema["flair"] + u(-2.0, 1.4)}
@@ -52,6 +55,8 @@ def enhancing_mimics(draws: Draws, anatomy: Anatomy, healthy: torch.Tensor, vess
     x_mm, y_mm, z_mm = anatomy.position
     midline = x_mm.abs()
     bright = torch.zeros(healthy.shape)
+    if not draws.has("mimics"):
+        return bright
     if chance(0.85):  # superior sagittal sinus
         bright[(midline < u(1.5, 4)) & (depth < u(3, 9)) & ((z_mm > 0) | (y_mm < -40))] = u(0.5, 5)
     if chance(0.35):  # falx
@@ -76,6 +81,8 @@ def age_of(draws: Draws, anatomy: Anatomy) -> torch.Tensor:
     """Lesions of the white matter and caps of the ventricles (H, W, D), 0 to 1: bright on FLAIR and T2, no tumor."""
     u, chance = draws.uniform, draws.chance
     age = torch.zeros(anatomy.mask.shape)
+    if not draws.has("mimics"):
+        return age
     if chance(0.5):
         caps = (anatomy.ventricles - u(0.08, 0.2)).clamp(0, 1) * 6 * (anatomy.csf < 0.5)
         age = caps.clamp(0, 1) * u(0.2, 1)
@@ -125,19 +132,23 @@ def draw_contrasts(draws: Draws, anatomy: Anatomy, tumor: Tumor) -> torch.Tensor
     )  # where two sheets of zeros meet lies a winding line
     bright = enhancing_mimics(draws, anatomy, healthy, vessels)
     age, age_gain = age_of(draws, anatomy), {"t1": -0.3, "t1ce": 0.0, "t2": u(0.2, 1.5), "flair": u(0.4, 3.0)}
-    blood = blood_of(draws, anatomy, tumor.classes) if chance(0.15) else None
+    blood = blood_of(draws, anatomy, tumor.classes) if chance(0.15) and draws.has("mimics") else None
     blood_signal = {"t1": u(-0.5, 3.5), "t2": u(-3, 1.5), "flair": u(-3, 2)}
     blood_signal["t1ce"] = blood_signal["t1"] + u(-0.2, 0.2)
-    cavity = old_cavity(draws, anatomy, healthy) if chance(0.06) else None
+    cavity = old_cavity(draws, anatomy, healthy) if chance(0.06) and draws.has("mimics") else None
     rim = (-depth / 2 if chance(0.7) else 1 - depth / 3).clamp(0, 1)
     enhancement, uneven = u(0.9, 2.2) if chance(0.5) else u(1.6, 4.5), u(0, 0.45)
     shared = 0.6 * medium + 0.4 * grain
     roughness = u(0.3, 1.6)
+    if not draws.has("texture"):
+        uneven = roughness = 0.0
+    if not draws.has("priors"):
+        enhancement = 0.0
     regions = draws.smooth(shape, 20, len(MODALITIES))
 
     image = []
     for name, region in zip(MODALITIES, regions, strict=True):
-        fluid, cortex, tracts = (u(*limits) for limits in TISSUES[name])
+        fluid, cortex, tracts = (u(*(limits if draws.has("priors") else ANY)) for limits in TISSUES[name])
         signal = csf * fluid + grey * (cortex * u(0.8, 1.2)) + white * (tracts * u(0.8, 1.2))
         if chance(0.5):  # fluid that flows, iron in the deep nuclei
             signal += region * (u(0, 0.5) * grey + u(0, 0.6) * csf * (anatomy.ventricles > 0.1))
@@ -145,14 +156,14 @@ def draw_contrasts(draws: Draws, anatomy: Anatomy, tumor: Tumor) -> torch.Tensor
         if cavity is not None:
             signal = torch.where(cavity, fluid, signal)
         own = draws.smooth(shape, u(1.5, 4))[0]
-        if chance(0.5):  # no two gyri alike
+        if chance(0.5) and draws.has("texture"):  # no two gyri alike
             signal += (medium + own) * grey * u(0, 0.35)
         signal = signal * (1 - sick).clamp_min(0) + sum(part * mean for part, mean in zip(parts, means[name]))
         signal += sick * (shared + own) * (0.5 * roughness * TEXTURE[name])
         if name == "t1ce":
             signal += parts[2] * enhancement * (1 + uneven * (0.7 * own + 0.5 * medium)).clamp(0.45, 2)
             signal = torch.maximum(signal, signal.clamp_max(0.5) + bright * (1 + 0.3 * grain).clamp_min(0.2))
-        elif chance(0.25):  # vessels without contrast, dark or bright
+        elif chance(0.25) and draws.has("mimics"):  # vessels without contrast, dark or bright
             signal = torch.where((vessels < 0.09) & healthy, signal + u(-2.5, 1.5), signal)
         if blood is not None:
             signal = torch.where(blood, blood_signal[name], signal)

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 import torch.nn.functional as F
 
-__all__ = ["Draws", "blur", "grid_of", "resize", "sample"]
+__all__ = ["PARTS", "Draws", "blur", "grid_of", "resize", "sample"]
+
+
+# What a case can be drawn without, to see what it is worth: no deformation of the template but turns and scales; no
+# tissue pushed aside; none of what looks like a tumor; tumors and cortex of even signal; any signal for any tissue.
+PARTS = ("deformation", "mass_effect", "mimics", "texture", "priors")
 
 
 class Draws:
-    """All that is random about a case, from one generator of its own."""
+    """All that is random about a case, from one generator of its own; and what of :data:`PARTS` it goes without."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, without: Collection[str] = ()) -> None:
         self.generator = torch.Generator().manual_seed(seed)
+        self.without = without
+
+    def has(self, part: str) -> bool:
+        return part not in self.without
 
     def uniform(self, low: float, high: float) -> float:
         return low + (high - low) * float(torch.rand((), generator=self.generator))
