@@ -27,6 +27,7 @@ from case import BRAINS, MODALITIES
 from case import CANDIDATES as CASES
 from data import CANDIDATES as CACHES
 from engines import ENGINES
+from folder import CANDIDATES as FOLDERS
 from forward import count
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -145,6 +146,12 @@ def measure(parts: Sequence[str], rounds: int, case_files: list[str] | None, fol
             phases = [one["phases"] for one in measured[name]]
             row["phases"] = {key: statistics.median(one[key] for one in phases) for key in phases[0]}
         results[part] = table
+    if "folder" in parts:
+        files = [str(Path(file).absolute()) for file in case_files or write_case(folder / "folder")]
+        measured = interleaved("folder.py", FOLDERS, rounds, *files)
+        results["folder"] = summary(measured, "1x1")
+        for name, row in results["folder"].items():
+            row["cases_per_hour"] = statistics.median(one["cases_per_hour"] for one in measured[name])
     if "step" in parts:
         measured = interleaved("step.py", list(STEPS), rounds, STEP_SIDE)
         results["step"] = summary(measured, "plain")
@@ -167,6 +174,7 @@ COLUMNS = {
     "most": ("most", "{:.2f}"),
     "ratio": ("ratio", "{:.2f}"),
     "peak_gb": ("GB", "{:.2f}"),
+    "cases_per_hour": ("cases per hour", "{:.0f}"),
     "gmac": ("GMAC", "{:.0f}"),
     "parameters_m": ("M parameters", "{:.1f}"),
     "share_of_peak": ("of the peak", "{:.0%}"),
@@ -237,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--parts", nargs="+", default=["forward", "case", "brain", "step", "data", "scaling"])
+    parser.add_argument("--parts", nargs="+", default=["forward", "case", "brain", "folder", "step", "data", "scaling"])
     parser.add_argument("--case", nargs=4, help="T1, T1ce, T2 and FLAIR of a case, else a phantom")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
