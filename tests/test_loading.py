@@ -50,6 +50,17 @@ def test_a_lone_file_says_where_it_lies(tmp_path, value):
         LoadImageCased("image", ["t1"])({"image": str(tmp_path / "a_t1.nii")})
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("dtype", ["u1", "i1", "<i2", ">i2", "u2", "i4", "u4", "f4", ">f4", "f8"])
+def test_a_file_of_each_type_is_read_as_nibabel_reads_it(tmp_path, dtype, suffix):
+    path = tmp_path / f"a_t1{suffix}"
+    nib.save(nib.Nifti1Image(VOLUME.astype(dtype), np.diag([2.0, 3, 4, 1]), dtype=np.dtype(dtype)), path)
+    image = LoadImageCased("image", ["t1"])({"image": str(path)})["image"]
+    np.testing.assert_array_equal(image.numpy()[0], nib.load(path).get_fdata())
+    assert image.is_contiguous()
+
+
 def test_one_file_packed_and_unpacked_is_doubled(tmp_path):
     for extension in (".nii", ".nii.gz"):
         nib.save(nib.Nifti1Image(VOLUME, np.eye(4)), tmp_path / f"a{extension}")

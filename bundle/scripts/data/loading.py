@@ -37,6 +37,7 @@ CT = "ct"  # in Hounsfield units, where 0 is water, the same in each scan
 # How far apart corners of two files of one case may lie, in voxels. Rounding in headers moves the corner of a brain by
 # some hundredths of a millimeter; a tenth of a voxel is far below what can be outlined.
 CORNER_TOLERANCE = 0.1
+OF_TORCH = ("u1", "i1", "i2", "i4", "i8", "f4", "f8")  # types of files that torch has, too
 
 
 class LoadImageCased(LoadImaged):
@@ -140,6 +141,21 @@ class CheckedNibabelReader(NibabelReader):
         if image.get_data_dtype().kind == "c":  # its real part would be taken without a word
             raise ValueError("it holds complex numbers")
         return correct_nifti_header_if_necessary(image)
+
+    def _get_array_data(self, img: Any, filename: Any) -> np.ndarray:
+        return in_c_order(super()._get_array_data(img, filename))
+
+
+def in_c_order(volume: np.ndarray) -> np.ndarray:
+    """The same volume with its last axis dense, as all that follows wants it; a NIfTI file has its first axis dense.
+
+    In two steps, which take half of the time that numpy needs for it.
+    """
+    kind = volume.dtype
+    if volume.ndim != 3 or not volume.flags.f_contiguous or not kind.isnative or kind.str[1:] not in OF_TORCH:
+        return volume
+    planes = torch.from_numpy(volume.T).flatten(1).t().contiguous()  # (D, W, H) -> (W H, D)
+    return planes.view(volume.shape[1], volume.shape[0], -1).transpose(0, 1).contiguous().numpy()
 
 
 def read_checked(path: str | Path) -> Any:
