@@ -10,6 +10,7 @@ nothing is resampled.
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib import import_module
@@ -24,10 +25,13 @@ from ..data.loading import read_checked
 from ..errors import InputError
 from ..files import check_new, check_writable, whole_file
 from ..sources.dicom import sorted_slices
-from ..weights.record import convention_to_write, sha256
+from ..weights.origin import convention_of_mask, weights_of_mask
+from ..weights.record import convention_to_write
 from ..weights.versions import versions
 
 __all__ = ["check_highdicom", "write_seg"]
+
+logger = logging.getLogger(__name__)
 
 GRID_TOLERANCE = 1e-2  # in voxels, and of cosines; NIfTI's affines have 32 bits
 MANUFACTURER = "MISSU bundle (research only)"
@@ -177,12 +181,12 @@ def write_seg(
         mask: a NIfTI file on the grid of the series.
         output: the file, a new one.
         label_convention: of the mask.
-        checkpoint: the weights that made it, where they are known; their sha256 is written.
+        checkpoint: the weights that made it, where they are known; their sha256 is written, or that of its record.
         report: the file of a structured report with the volumes (TID 1500), a new one.
 
     Raises:
         InputError: when highdicom is missing, the series lacks what it should say of patient and study, or the mask
-            lies on another grid.
+            lies on another grid or was made by other weights.
     """
     highdicom = check_highdicom()
     from_pydicom = import_module("pydicom.sr.coding").Code
@@ -190,12 +194,12 @@ def write_seg(
     headers = read_headers(files[::-1])  # highdicom's volumes are right-handed: slices from the far end
     volume = mask_on_grid(highdicom, mask, headers, label_convention)
     version = versions()["bundle"]
-    digest = None if checkpoint is None else sha256(checkpoint)
+    digest = ", ".join(weights_of_mask(mask, checkpoint))
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name="MISSU",
         family=from_pydicom("123110", "DCM", "Artificial Intelligence"),
         version=version,
-        parameters=None if digest is None else {"weights sha256": digest},
+        parameters={"weights sha256": digest} if digest else None,
     )
     segments = []
     for number, name in list(enumerate(class_names(label_convention)))[1:]:
@@ -303,8 +307,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--mask", type=Path, required=True, help="the mask, NIfTI")
     parser.add_argument("--output", type=Path, required=True, help="the segmentation object, a new .dcm")
     parser.add_argument("--sr", type=Path, help="a structured report with the volumes, a new .dcm")
-    parser.add_argument("--checkpoint", type=Path, help="the weights that made the mask")
-    parser.add_argument("--label_convention", help="of the mask; default: what the weights write")
+    parser.add_argument("--checkpoint", type=Path, help="the weights that made the mask; default: those of its record")
+    parser.add_argument("--label_convention", help="of the mask; default: what its record says, or the weights write")
     arguments = parser.parse_args(argv)
     written = {"output": arguments.output} | ({} if arguments.sr is None else {"sr": arguments.sr})
     for name, path in written.items():
@@ -314,7 +318,15 @@ def main(argv: Sequence[str]) -> None:
     if arguments.checkpoint is not None and not arguments.checkpoint.is_file():
         raise InputError(f"checkpoint should be a file of weights, {arguments.checkpoint} is not there.")
     weights = () if arguments.checkpoint is None else (str(arguments.checkpoint),)
-    label_convention = arguments.label_convention or convention_to_write(weights, "brats2023")
+    label_convention = convention_of_mask(arguments.mask, arguments.label_convention, "label_convention")
+    if label_convention is None:
+        label_convention = convention_to_write(weights, "brats2023")
+        if not weights:
+            logger.warning(
+                f"{arguments.mask} has no record that says what its values mean: they are taken for those of "
+                f"{label_convention}, {', '.join(class_names(label_convention)[1:])}; give --label_convention, or the "
+                "--checkpoint that made it."
+            )
     for name, path in written.items():
         check_writable(path.parent, f"the folder of {name}")
     write_seg(arguments.source, arguments.mask, arguments.output, label_convention, arguments.checkpoint, arguments.sr)

@@ -27,13 +27,14 @@ from tqdm.auto import tqdm
 from ..arguments import listed
 from ..checks.faults import Fault
 from ..checks.preflight import preflight
-from ..data.cases import LABEL, MODALITIES, WHOLE, Case, find_cases, mask_record_of
+from ..data.cases import LABEL, MODALITIES, WHOLE, Case, find_cases
 from ..data.labels import Convention, is_lesion, outermost, regions
 from ..data.loading import CT
 from ..errors import InputError
 from ..evaluation.calibration import expected_dice
 from ..evaluation.lesions import TOUCHING
-from ..files import check_writable, read_json, whole_file
+from ..files import check_writable, whole_file
+from ..weights.origin import convention_of_mask, read_mask_record, weights_of_mask
 from ..weights.record import convention_to_write, read_record, recorded, sha256
 from ..weights.versions import versions
 from .picture import MODALITY_TITLES, ShownCase, color_of, radiological_slice, read_turned, show_case, window
@@ -193,8 +194,8 @@ def report_case(
     """A case, its mask and its label where it has one, checked and described; ``mask`` is the mask's own record.
 
     Raises:
-        InputError: as :func:`scripts.pictures.picture.show_case`, and when the probabilities have another shape or the
-            record cannot be read.
+        InputError: as :func:`scripts.pictures.picture.show_case`, and when the probabilities have another shape, or
+            the mask's record cannot be read or tells of other weights.
     """
     likely = None
     if probabilities is not None:
@@ -210,10 +211,9 @@ def report_case(
             f"Case {case.case_id}: {probabilities} should have the shape of the scans, "
             f"{list(shown.base.shape)}, it has {list(likely.shape[1:])}."
         )
-    record = mask_record_of(prediction)
-    told = read_json(record, f"Case {case.case_id}: the record") if record.is_file() else None
     content = describe_case(shown, files, prediction_convention, checkpoint, faults, seconds, likely)
-    return shown, {**content, "mask": told}
+    weights_of_mask(prediction, checkpoint)  # refuses others
+    return shown, {**content, "mask": read_mask_record(prediction)}
 
 
 def data_uri(grey: np.ndarray) -> str:
@@ -353,18 +353,33 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--checkpoint", type=Path, help="the weights that made the masks")
     parser.add_argument("--modalities", type=listed(str), help="those to show; default: those of the weights' record")
     parser.add_argument("--label_convention", help="of the labels; default: that of the weights' training")
-    parser.add_argument("--prediction_convention", help="of the masks; default: what the weights write")
+    parser.add_argument(
+        "--prediction_convention", help="of the masks; default: that of their records, else of the weights"
+    )
     arguments = parser.parse_args(argv)
     checkpoint = () if arguments.checkpoint is None else (str(arguments.checkpoint),)
     modalities = arguments.modalities or recorded(checkpoint, "modalities", list(MODALITIES))
     label_convention = arguments.label_convention or recorded(checkpoint, "label_convention", "brats2018")
-    prediction_convention = arguments.prediction_convention or convention_to_write(checkpoint, "brats2023")
     if arguments.output_dir.exists() and any(arguments.output_dir.iterdir()):
         raise InputError(f"output_dir should be a new folder, {arguments.output_dir} holds files.")
     masks = masks_below(arguments.prediction_dir)
     cases = [case for case in find_cases(arguments.dataset_dir) if case.case_id in masks]
     if not cases:
         raise InputError(f"No case of {arguments.dataset_dir} has a mask in {arguments.prediction_dir}.")
+    conventions: dict[str, Any] = {
+        case.case_id: convention_of_mask(
+            masks[case.case_id], arguments.prediction_convention, f"Case {case.case_id}: prediction_convention"
+        )
+        or convention_to_write(checkpoint, "brats2023")
+        for case in cases
+    }
+    first = cases[0].case_id
+    for case_id, convention in conventions.items():
+        if list(regions(convention)) != list(regions(conventions[first])):
+            raise InputError(
+                f"All masks should have the same regions, {first} has {', '.join(regions(conventions[first]))}, "
+                f"{case_id} has {', '.join(regions(convention))}: make the pages of each kind apart."
+            )
     if any(case.case_id.lower() == INDEX for case in cases):
         raise InputError(f"Case {INDEX}: its page would be that of all cases, {INDEX}.html: rename it.")
     probabilities = {}
@@ -379,10 +394,10 @@ def main(argv: Sequence[str]) -> None:
     check_writable(arguments.output_dir, "output_dir")
     contents = []
     for case in tqdm(cases, desc="reports", leave=False, disable=None):
-        conventions = (label_convention, prediction_convention)
+        of_case = (label_convention, conventions[case.case_id])
         likely = probabilities.get(case.case_id)
         shown, content = report_case(
-            case, masks[case.case_id], modalities, *conventions, arguments.checkpoint, None, likely
+            case, masks[case.case_id], modalities, *of_case, arguments.checkpoint, None, likely
         )
         write_report(shown, content, arguments.output_dir / f"{case.case_id}.html")
         contents.append(content)
