@@ -50,6 +50,11 @@ logger = logging.getLogger(__name__)
 
 BUNDLE = Path(__file__).parents[2]
 GRID_TOLERANCE_MM = 1e-2
+# Knobs of inference.json that say where the one case and its mask are.
+OWN = (
+    *("bundle_root", "dataset_dir", "data_list_file_path", "may_leave_dataset_dir", "split", "modalities"),
+    *("output_dir", "probabilities_dir", "skip_existing"),
+)
 
 
 def segment(
@@ -106,7 +111,11 @@ def segment(
     for name, file in files.items():
         if not file.is_file():
             raise InputError(f"{name} should be a file, {file} is not there.")
+        if twice := [other for other in files if other != name and files[other].resolve() == file.resolve()]:
+            raise InputError(f"{name} and {twice[0]} should be two files, both are {file}.")
     check_knobs(knobs, config_file)
+    if own := [name for name in OWN if name in knobs]:
+        raise InputError(f"--{own[0]} belongs to this command itself: leave it out after --.")
     written = {"output": output, "report": report, "picture": picture, "seg": seg, "sr": sr}
     written["probabilities"] = probabilities
     paths = [path for path in written.values() if path is not None]
@@ -261,6 +270,9 @@ def main(argv: Sequence[str]) -> None:
     common.add_argument("--dicom", type=Path, help="folder of a DICOM study, instead of a file of each modality")
     end = argv.index("--") if "--" in argv else len(argv)
     known, _ = common.parse_known_args(argv[:end])
+    if not known.checkpoint.is_file() and not {"-h", "--help"} & set(argv):
+        # Its modalities would be taken for those of BraTS else.
+        raise InputError(f"checkpoint should be a file of weights, {known.checkpoint} is not there.")
     modalities = recorded(str(known.checkpoint), "modalities", list(MODALITIES))
     may_miss = bool(recorded(str(known.checkpoint), "modality_dropout", 0.0))
     parser = argparse.ArgumentParser(
