@@ -242,6 +242,46 @@ def test_a_mask_of_nothing(tmp_path):
     assert "two files" in str(main([*flags(series, path, tmp_path / "x.dcm"), "--sr", str(tmp_path / "x.dcm")]))
 
 
+@pytest.mark.parametrize(
+    ("characters", "name"),
+    [
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
+        ("ISO_IR 100", "Müller^Jürgen"),
+        ("GB18030", "Wang^XiaoDong=王^小东"),
+    ],
+    ids=["Japanese", "German", "Chinese"],
+)
+def test_names_in_any_characters(tmp_path, characters, name):
+    series, mask, output, report = (tmp_path / each for each in ("series", "mask.nii.gz", "mask.dcm", "volumes.dcm"))
+    write_series(series, np.ones(SHAPE))
+    complete(series, SpecificCharacterSet=characters, PatientName=name)
+    write_mask(series, mask)
+    assert main([*flags(series, mask, output), "--sr", str(report)]) is None
+    assert {str(pydicom.dcmread(file).PatientName) for file in (output, report)} == {name}
+
+
+def test_cosines_that_are_not_at_right_angles_are_refused(tmp_path):
+    series, mask, output = tmp_path / "series", tmp_path / "mask.nii.gz", tmp_path / "mask.dcm"
+    write_series(series, np.ones(SHAPE))
+    complete(series)
+    write_mask(series, mask)
+    complete(series, ImageOrientationPatient=[1, 0, 0, 0.05, 0.99875, 0])
+    message = str(main(flags(series, mask, output)))
+    assert "should say where a SEG lies, it does not" in message
+    assert "\n" not in message
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("emptied", ["FrameOfReferenceUID", "SOPClassUID"])
+def test_an_identifier_that_is_empty_is_missing(tmp_path, emptied):
+    series, mask, output = tmp_path / "series", tmp_path / "mask.nii.gz", tmp_path / "mask.dcm"
+    write_series(series, np.ones(SHAPE))
+    complete(series, **{emptied: ""})
+    write_mask(series, mask)
+    assert f"it lacks {emptied}" in str(main(flags(series, mask, output)))
+    assert not output.exists()
+
+
 @pytest.mark.parametrize("missing", ["PatientID", "StudyInstanceUID", "FrameOfReferenceUID"])
 def test_a_series_without_patient_or_study_is_refused(tmp_path, missing):
     series, mask, output = tmp_path / "series", tmp_path / "mask.nii.gz", tmp_path / "mask.dcm"

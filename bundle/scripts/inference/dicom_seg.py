@@ -29,15 +29,15 @@ from ..weights.origin import convention_of_mask, weights_of_mask
 from ..weights.record import convention_to_write
 from ..weights.versions import versions
 
-__all__ = ["check_highdicom", "write_seg"]
+__all__ = ["check_source", "write_seg"]
 
 logger = logging.getLogger(__name__)
 
 GRID_TOLERANCE = 1e-2  # in voxels, and of cosines; NIfTI's affines have 32 bits
 MANUFACTURER = "MISSU bundle (research only)"
-# What highdicom copies from the series. Those that may be empty have to be there all the same (DICOM PS3.3, type 2).
-NEEDED = (
-    *("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID"),
+# What highdicom copies from the series. These say something (DICOM PS3.3, type 1) ..
+FILLED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "FrameOfReferenceUID")
+NEEDED = (  # .. and these may be empty, but have to be there all the same (type 2).
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime"),
     "AccessionNumber",
 )
@@ -78,6 +78,19 @@ def check_highdicom() -> Any:
         raise InputError("A DICOM SEG needs highdicom: pip install -r requirements-dicom.txt.") from error
 
 
+def check_source(source: Sequence[Path]) -> None:
+    """Sees that a SEG of a series can be made: minutes before there is a mask.
+
+    Args:
+        source: its slices in the order of their positions.
+
+    Raises:
+        InputError: when highdicom is missing, or the series lacks what a SEG takes over from it.
+    """
+    highdicom = check_highdicom()
+    grid_of(highdicom, read_headers(source[::-1]))
+
+
 def code_of(name: str) -> Coded:
     """The codes of a class; one that is not known gets a code of our own, its name."""
     return CODES.get(name, Coded(ANATOMY, (name[:16], OWN_SCHEME, name[:64])))
@@ -90,19 +103,21 @@ def read_headers(files: Sequence[Path]) -> list[Any]:
         InputError: when one lacks what a SEG takes over from it.
     """
     pydicom = import_module("pydicom")
-    headers = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
+    headers: list[Any] = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
     for file, header in zip(files, headers):
-        needed = NEEDED if has_frames(header) else (*NEEDED, "PixelSpacing")
-        missing = [name for name in needed if name not in header]
+        missing = [name for name in FILLED if not header.get(name)]
+        missing += [name for name in NEEDED if name not in header]
         if missing:
             raise InputError(f"{file} should say to which patient and study it belongs, it lacks {', '.join(missing)}.")
     for name in ("StudyInstanceUID", "PatientID", "FrameOfReferenceUID"):
         values = sorted({str(header[name].value) for header in headers})
         if len(values) > 1:
             raise InputError(f"{files[0].parent} should be of one {name}, its slices have {' and '.join(values)}.")
-    for header in headers:  # highdicom asks for it, scanners may leave it out
-        if not has_frames(header):
+    for header in headers:
+        if not has_frames(header):  # highdicom asks for it, scanners may leave it out
             header.SliceThickness = header.get("SliceThickness") or distance_mm(headers)
+        header.decode()  # by its own character sets, of which highdicom copies one alone
+        header.SpecificCharacterSet = "ISO_IR 192"
     return headers
 
 
@@ -120,10 +135,22 @@ def distance_mm(headers: Sequence[Any]) -> float:
 
 
 def grid_of(highdicom: Any, headers: Sequence[Any]) -> Any:
-    """Where the voxels of a series lie: of its slices in their order, or of its one file of many frames."""
+    """Where the voxels of a series lie: of its slices in their order, or of its one file of many frames.
+
+    Raises:
+        InputError: when rows and columns are not at right angles, as cosines with few digits make them.
+    """
     first = headers[0]
-    if has_frames(first):
-        return highdicom.imread(first.filename, lazy_frame_retrieval=True).get_volume_geometry()
+    try:
+        if has_frames(first):
+            return highdicom.imread(first.filename, lazy_frame_retrieval=True).get_volume_geometry()
+        return grid_of_slices(highdicom, headers)
+    except ValueError as error:
+        raise InputError(f"{first.filename} should say where a SEG lies, it does not: {error}") from error
+
+
+def grid_of_slices(highdicom: Any, headers: Sequence[Any]) -> Any:
+    first = headers[0]
     return highdicom.VolumeGeometry.from_attributes(
         image_position=first.ImagePositionPatient,
         image_orientation=first.ImageOrientationPatient,

@@ -42,7 +42,7 @@ from ..sources.brains import extract_brain
 from ..sources.dicom import read_slices, write_image
 from ..sources.study import Series, choose_series, describe_choice, read_study
 from ..weights.record import convention_to_write, recorded
-from .dicom_seg import check_highdicom, read_headers, write_seg
+from .dicom_seg import check_source, write_seg
 
 __all__ = ["main", "segment"]
 
@@ -106,8 +106,7 @@ def segment(
         check_new("seg", seg, ".dcm")
         if sr is not None:
             check_new("sr", sr, ".dcm")
-        check_highdicom()
-        read_headers(source)  # now, and not after minutes
+        check_source(source)
     for name, file in files.items():
         if not file.is_file():
             raise InputError(f"{name} should be a file, {file} is not there.")
