@@ -186,6 +186,22 @@ def test_weights_that_did_not_make_the_mask_are_refused(tiny_case, tmp_path):
     assert not list((tmp_path / "pages").glob("*"))
 
 
+def test_a_bad_case_does_not_stop_the_others(tiny_cases, tmp_path, caplog):
+    for number in (0, 1):
+        files = {"seg": tiny_cases / f"case_{number}" / f"case_{number}_seg.nii.gz"}
+        write_mask(files, tmp_path / "masks", f"case_{number}")
+    mask = nib.load(tmp_path / "masks" / "case_0_seg.nii.gz")
+    nib.save(mask.slicer[:-1], tmp_path / "masks" / "case_0_seg.nii.gz")
+    shutil.copy(tmp_path / "masks" / "case_1_seg.nii.gz", tmp_path / "masks" / "stranger_seg.nii.gz")
+    case = {"t1": tiny_cases / "t1"}  # all cases of the folder
+    first, *others = str(pages_of(case, tmp_path)).splitlines()
+    assert first == "Error: 1 of 2 cases failed."
+    assert [line.partition(":")[0] for line in others] == ["Case case_0"]
+    assert {path.name for path in (tmp_path / "pages").iterdir()} == {"case_1.html", "case_1.json", "index.html"}
+    assert "3 case(s) have no mask and no page, such as case_2." in caplog.text
+    assert "1 mask(s) have no case and no page, such as stranger." in caplog.text
+
+
 def test_no_mask_of_a_case(tiny_case, tmp_path):
     write_mask(tiny_case, tmp_path / "masks", "another")
     arguments = ["--dataset_dir", tiny_case["t1"].parent, "--prediction_dir", tmp_path / "masks"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from io import BytesIO
@@ -31,7 +32,7 @@ from ..data.cases import LABEL, MODALITIES, WHOLE, Case, find_cases
 from ..data.labels import Convention, is_lesion, outermost, regions
 from ..data.loading import CT
 from ..errors import InputError
-from ..evaluation.calibration import expected_dice
+from ..evaluation.calibration import check_probabilities, expected_dice
 from ..evaluation.lesions import TOUCHING
 from ..files import check_writable, whole_file
 from ..weights.origin import convention_of_mask, read_mask_record, weights_of_mask
@@ -41,6 +42,8 @@ from .picture import MODALITY_TITLES, ShownCase, color_of, radiological_slice, r
 from .viewer import viewer_of
 
 __all__ = ["describe_case", "report_case", "write_index", "write_report"]
+
+logger = logging.getLogger(__name__)
 
 BUNDLE = Path(__file__).parents[2]
 RESEARCH_ONLY = "For research only. Not a medical device; not for diagnosis or treatment."
@@ -195,11 +198,12 @@ def report_case(
 
     Raises:
         InputError: as :func:`scripts.pictures.picture.show_case`, and when the probabilities have another shape, or
-            the mask's record cannot be read or tells of other weights.
+            the mask's record cannot be read.
     """
     likely = None
     if probabilities is not None:
         likely = read_turned(case.case_id, probabilities, list(regions(prediction_convention)))
+        check_probabilities(case.case_id, probabilities, likely)
     shown = show_case(case, modalities, prediction, label_convention, prediction_convention)
     faults = preflight([case], modalities, label_convention=label_convention).faults
     image = case.image(modalities)
@@ -212,7 +216,6 @@ def report_case(
             f"{list(shown.base.shape)}, it has {list(likely.shape[1:])}."
         )
     content = describe_case(shown, files, prediction_convention, checkpoint, faults, seconds, likely)
-    weights_of_mask(prediction, checkpoint)  # refuses others
     return shown, {**content, "mask": read_mask_record(prediction)}
 
 
@@ -362,10 +365,18 @@ def main(argv: Sequence[str]) -> None:
     label_convention = arguments.label_convention or recorded(checkpoint, "label_convention", "brats2018")
     if arguments.output_dir.exists() and any(arguments.output_dir.iterdir()):
         raise InputError(f"output_dir should be a new folder, {arguments.output_dir} holds files.")
-    masks = masks_below(arguments.prediction_dir)
-    cases = [case for case in find_cases(arguments.dataset_dir) if case.case_id in masks]
+    if arguments.checkpoint is not None and not arguments.checkpoint.is_file():
+        raise InputError(f"checkpoint should be a file of weights, {arguments.checkpoint} is not there.")
+    masks, found = masks_below(arguments.prediction_dir), find_cases(arguments.dataset_dir)
+    cases = [case for case in found if case.case_id in masks]
     if not cases:
         raise InputError(f"No case of {arguments.dataset_dir} has a mask in {arguments.prediction_dir}.")
+    for what, others in (
+        ("case(s) have no mask", {case.case_id for case in found} - masks.keys()),
+        ("mask(s) have no case", masks.keys() - {case.case_id for case in found}),
+    ):
+        if others:
+            logger.warning(f"{len(others)} {what} and no page, such as {min(others)}.")
     conventions: dict[str, Any] = {
         case.case_id: convention_of_mask(
             masks[case.case_id], arguments.prediction_convention, f"Case {case.case_id}: prediction_convention"
@@ -375,6 +386,7 @@ def main(argv: Sequence[str]) -> None:
     }
     first = cases[0].case_id
     for case_id, convention in conventions.items():
+        weights_of_mask(masks[case_id], arguments.checkpoint)  # refuses others
         if list(regions(convention)) != list(regions(conventions[first])):
             raise InputError(
                 f"All masks should have the same regions, {first} has {', '.join(regions(conventions[first]))}, "
@@ -384,22 +396,29 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(f"Case {INDEX}: its page would be that of all cases, {INDEX}.html: rename it.")
     probabilities = {}
     if arguments.probabilities_dir is not None:
-        found = find_cases(arguments.probabilities_dir, knob="probabilities_dir")
-        probabilities = {case.case_id: case.file(WHOLE) for case in found}
+        kept = find_cases(arguments.probabilities_dir, knob="probabilities_dir")
+        probabilities = {case.case_id: case.file(WHOLE) for case in kept}
         for case in cases:
             if case.case_id not in probabilities:
                 raise InputError(
                     f"Case {case.case_id}: its probabilities are missing in {arguments.probabilities_dir}."
                 )
     check_writable(arguments.output_dir, "output_dir")
-    contents = []
+    contents, refused = [], []
     for case in tqdm(cases, desc="reports", leave=False, disable=None):
         of_case = (label_convention, conventions[case.case_id])
         likely = probabilities.get(case.case_id)
-        shown, content = report_case(
-            case, masks[case.case_id], modalities, *of_case, arguments.checkpoint, None, likely
-        )
+        try:
+            shown, content = report_case(
+                case, masks[case.case_id], modalities, *of_case, arguments.checkpoint, None, likely
+            )
+        except InputError as error:
+            refused.append(str(error))
+            continue
         write_report(shown, content, arguments.output_dir / f"{case.case_id}.html")
         contents.append(content)
-    write_index(contents, arguments.output_dir / f"{INDEX}.html")
+    if contents:
+        write_index(contents, arguments.output_dir / f"{INDEX}.html")
+    if refused:
+        raise InputError("\n".join([f"{len(refused)} of {len(cases)} cases failed.", *refused]))
     print(arguments.output_dir / f"{INDEX}.html")
