@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -204,8 +205,14 @@ def test_a_file_that_is_there_twice_counts_once(study):
 def test_study_in_mask_and_page_out(study, weights, tmp_path, capsys):
     output, page = tmp_path / "out" / "mask.nii.gz", tmp_path / "out" / "page.html"
     arguments = ["--checkpoint", weights, "--dicom", study, "--output", output, "--report", page]
+    (study / "S2" / "README").write_text("no picture")
     assert main(["segment", *map(str, arguments)]) is None
     assert "t1ce: series 6 (ax T1 se +C, MR, 16 slices)" in capsys.readouterr().out
+    record = json.loads(output.with_name("mask.json").read_text())
+    assert record["series"]["t1ce"].startswith("series 6 (ax T1 se +C, MR, 16 slices), 2.25.")
+    left_out = f"1 file(s) of {study} are no pictures that can be read, and are left out, such as S2/README."
+    assert record["warnings"][0] == left_out
+    assert left_out in page.read_text(encoding="utf-8")
     reader = SimpleITK.ImageSeriesReader()
     reader.SetFileNames([str(study / "S2" / f"IM{index}.1") for index in range(SHAPE[0])])
     scan, mask = reader.Execute(), SimpleITK.ReadImage(str(output))

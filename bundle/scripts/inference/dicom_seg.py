@@ -103,7 +103,7 @@ def read_headers(files: Sequence[Path]) -> list[Any]:
         InputError: when one lacks what a SEG takes over from it.
     """
     pydicom = import_module("pydicom")
-    headers: list[Any] = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
+    headers: list[Any] = [pydicom.dcmread(file, stop_before_pixels=True, force=True) for file in files]
     for file, header in zip(files, headers):
         missing = [name for name in FILLED if not header.get(name)]
         missing += [name for name in NEEDED if name not in header]
