@@ -34,7 +34,7 @@ from ..checks.faults import check_case
 from ..data.cases import MODALITIES, NIFTI_EXTENSIONS, Case, mask_record_of
 from ..data.labels import regions
 from ..errors import InputError
-from ..files import check_new, check_writable, read_json, whole_file
+from ..files import check_new, check_writable, read_json, unwound_by_sigterm, whole_file
 from ..knobs import check_knobs
 from ..pictures.case_report import report_case, write_report
 from ..pictures.picture import draw_case
@@ -301,7 +301,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--sr", type=Path, help="with --seg: a structured report with the volumes, a new .dcm")
     arguments, knobs = parser.parse_args(argv[:end]), parse_knobs(argv[end + 1 :])
     given = {name: getattr(arguments, name) for name in modalities}
-    with tempfile.TemporaryDirectory(prefix="study_") as folder:
+    with unwound_by_sigterm(), tempfile.TemporaryDirectory(prefix="study_") as folder:
         source: Sequence[Path] = ()
         of_study = None
         if arguments.dicom is None:
