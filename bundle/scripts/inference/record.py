@@ -110,3 +110,5 @@ class KeepsWarnings(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.sentences.append(record.getMessage())
+        if not logging.getLogger().handlers and logging.lastResort is not None:
+            logging.lastResort.handle(record)  # Python shows warnings that no handler takes: this one hides none
