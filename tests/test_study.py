@@ -21,7 +21,7 @@ from scripts.__main__ import main
 from scripts.errors import InputError
 from scripts.inference.segment import same_grid
 from scripts.networks import MISSU
-from scripts.sources.dicom import read_slices
+from scripts.sources.dicom import read_slices, sorted_slices
 from scripts.sources.study import choose_series, decoded, describe_choice, modality_of, read_study
 from scripts.weights.checkpoints import save_weights
 from scripts.weights.record import arguments_of
@@ -437,6 +437,8 @@ def test_a_file_of_many_frames(tmp_path):
     [series] = read_study(tmp_path / "whole")
     assert (modality_of(series), series.num_slices) == ("t1ce", SHAPE[0])
     by_frames = read_slices(choose_series([series], ["t1ce"], {})["t1ce"].files, tmp_path)
+    with pytest.raises(InputError, match=f"IM1 should hold one slice, it holds {SHAPE[0]}"):
+        sorted_slices(tmp_path / "whole")
     # Its frames are in the opposite order; it is the same scan all the same.
     turned = itk.flip_image_filter(by_frames, flip_axes=(False, False, True), flip_about_origin=False)
     assert same_grid(turned, by_slices)

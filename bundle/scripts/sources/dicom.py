@@ -56,18 +56,20 @@ def read_header(file: Path) -> Slice:
     io = itk.GDCMImageIO.New(FileName=str(file))
     try:
         io.ReadImageInformation()
+        columns, rows, frames = (io.GetDimensions(axis) for axis in range(3))
+        if frames != 1:
+            raise InputError(f"{file} should hold one slice, it holds {frames}.")
         tags = io.GetMetaDataDictionary()
         position, orientation, pixel_mm = (
             np.array(tags[tag].split("\\"), float) for tag in (POSITION, ORIENTATION, PIXEL_MM)
         )
         series = tags[SERIES].strip()
+    except InputError:
+        raise
     except (RuntimeError, KeyError, ValueError) as error:
         raise InputError(
             f"{file} cannot be read as a DICOM slice with a position and the size of its pixels."
         ) from error
-    columns, rows, frames = (io.GetDimensions(axis) for axis in range(3))
-    if frames != 1:
-        raise InputError(f"{file} should hold one slice, it holds {frames}.")
     if io.GetNumberOfComponents() != 1:
         raise InputError(f"{file} should hold grey values, it is a picture in color.")
     number = tags[INSTANCE].strip(" \0") if tags.HasKey(INSTANCE) else ""
