@@ -136,6 +136,29 @@ def test_the_command_keeps_a_temperature(write_case, tmp_path, capsys):
     assert "should hold cases of two patients or more" in str(main(["calibration", *map(str, arguments)]))
 
 
+def likely_logits(path: Path, value: float) -> None:
+    """Puts one value into a file of probabilities that is none."""
+    image = nib.load(path)
+    content = np.asarray(image.dataobj).copy()
+    content[0, 0, 0, 0] = value
+    nib.save(nib.Nifti1Image(content, image.affine), path)
+
+
+@pytest.mark.parametrize("value", [-3.0, 1.5, np.nan])
+def test_what_is_no_probability_is_refused(write_case, tmp_path, value):
+    weights = write_weights(tmp_path / "weights.pt")
+    for number in range(2):
+        files = write_case(tmp_path / "data" / f"case_{number}", f"case_{number}")
+        likely_case(files, tmp_path / "probabilities" / f"case_{number}.nii.gz", 2.0)
+    likely_logits(tmp_path / "probabilities" / "case_1.nii.gz", value)
+    arguments = ["--dataset_dir", tmp_path / "data", "--probabilities_dir", tmp_path / "probabilities"]
+    arguments += ["--checkpoint", weights, "--output_dir", tmp_path / "out", "--keep"]
+    message = str(main(["calibration", *map(str, arguments)]))
+    assert f"case_1.nii.gz holds {value:g}" in message
+    assert temperature_of(str(weights)) == {}
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_pages_say_what_is_expected(write_case, tmp_path):
     for number in range(2):
         files = write_case(tmp_path / "data" / f"case_{number}", f"case_{number}")
@@ -152,6 +175,9 @@ def test_pages_say_what_is_expected(write_case, tmp_path):
     assert told[0]["expected_dice"]["wt"] < told[1]["expected_dice"]["wt"] < 1
     assert "expected Dice WT" in (tmp_path / "pages" / "index.html").read_text(encoding="utf-8")
     assert f"{told[1]['expected_dice']['wt']:.2f}" in (tmp_path / "pages" / "case_1.html").read_text(encoding="utf-8")
+    likely_logits(tmp_path / "probabilities" / "case_1.nii.gz", np.nan)
+    message = str(main(["report", *map(str, [*arguments, tmp_path / "bad", *likely])]))
+    assert "Case case_1: probabilities should be from 0 to 1" in message
     (tmp_path / "probabilities" / "case_1.nii.gz").unlink()
     message = str(main(["report", *map(str, [*arguments, tmp_path / "others", *likely])]))
     assert "Case case_1: its probabilities are missing" in message

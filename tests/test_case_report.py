@@ -150,6 +150,58 @@ def test_what_the_record_of_a_mask_warns_of(tiny_case, tmp_path):
     assert json.loads((tmp_path / "pages" / "case_1.json").read_text())["mask"] == record
 
 
+def pages_of(case: dict[str, Path], tmp_path: Path, *more: object) -> str | int | None:
+    arguments = ["--dataset_dir", case["t1"].parent, "--prediction_dir", tmp_path / "masks", *more]
+    return main(["report", *map(str, arguments), "--output_dir", str(tmp_path / "pages")])
+
+
+def test_the_record_of_a_mask_says_what_its_values_mean(tiny_case, tmp_path):
+    """Also where the record lies in a report that is called as the mask is."""
+    tiny_case["seg"].unlink()
+    write_mask_of_liver(tiny_case, tmp_path / "masks")
+    assert pages_of(tiny_case, tmp_path) is None
+    volumes = json.loads((tmp_path / "pages" / "case_1.json").read_text())["volumes"]["prediction"]
+    assert list(volumes["classes_ml"]) == ["liver"]
+    shutil.rmtree(tmp_path / "pages")
+    message = str(pages_of(tiny_case, tmp_path, "--prediction_convention", "brats2023"))
+    assert "Case case_1: prediction_convention should be {'labels'" in message
+    assert not (tmp_path / "pages").exists()
+
+
+def write_mask_of_liver(case: dict[str, Path], folder: Path) -> None:
+    folder.mkdir()
+    scan = nib.load(case["t1"])
+    nib.save(nib.Nifti1Image(np.ones(scan.shape, np.uint8), scan.affine), folder / "case_1_seg.nii.gz")
+    settings = {"label_convention": {"labels": {"background": 0, "liver": 1}}}
+    record = {"settings": settings, "weights": [{"file": "liver.pt", "sha256": "0" * 64}], "warnings": ["Look."]}
+    (folder / "case_1_seg.json").write_text(json.dumps({"case_id": "case_1", "warnings": [], "mask": record}))
+
+
+def test_weights_that_did_not_make_the_mask_are_refused(tiny_case, tmp_path):
+    tiny_case["seg"].unlink()
+    write_mask_of_liver(tiny_case, tmp_path / "masks")
+    (tmp_path / "other.pt").write_bytes(b"other weights")
+    message = str(pages_of(tiny_case, tmp_path, "--checkpoint", tmp_path / "other.pt"))
+    assert message.startswith("Error: checkpoint should be liver.pt, by which ")
+    assert not list((tmp_path / "pages").glob("*"))
+
+
+def test_a_bad_case_does_not_stop_the_others(tiny_cases, tmp_path, caplog):
+    for number in (0, 1):
+        files = {"seg": tiny_cases / f"case_{number}" / f"case_{number}_seg.nii.gz"}
+        write_mask(files, tmp_path / "masks", f"case_{number}")
+    mask = nib.load(tmp_path / "masks" / "case_0_seg.nii.gz")
+    nib.save(mask.slicer[:-1], tmp_path / "masks" / "case_0_seg.nii.gz")
+    shutil.copy(tmp_path / "masks" / "case_1_seg.nii.gz", tmp_path / "masks" / "stranger_seg.nii.gz")
+    case = {"t1": tiny_cases / "t1"}  # all cases of the folder
+    first, *others = str(pages_of(case, tmp_path)).splitlines()
+    assert first == "Error: 1 of 2 cases failed."
+    assert [line.partition(":")[0] for line in others] == ["Case case_0"]
+    assert {path.name for path in (tmp_path / "pages").iterdir()} == {"case_1.html", "case_1.json", "index.html"}
+    assert "3 case(s) have no mask and no page, such as case_2." in caplog.text
+    assert "1 mask(s) have no case and no page, such as stranger." in caplog.text
+
+
 def test_no_mask_of_a_case(tiny_case, tmp_path):
     write_mask(tiny_case, tmp_path / "masks", "another")
     arguments = ["--dataset_dir", tiny_case["t1"].parent, "--prediction_dir", tmp_path / "masks"]

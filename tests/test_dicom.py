@@ -89,7 +89,29 @@ def replace_slice(folder: Path, name: str, **changes) -> None:
     shutil.copy(folder.parent / "other" / name, folder / name)
 
 
+def change(series: Path, name: str, old: bytes, new: bytes) -> None:
+    """Other bytes in a file, as many as there were."""
+    content = (series / name).read_bytes()
+    assert content.count(old) == 1
+    assert len(old) == len(new)
+    (series / name).write_bytes(content.replace(old, new))
+
+
+def in_color(series: Path) -> None:
+    file = series / "0.dcm"
+    image = SimpleITK.ReadImage(str(file))
+    tags = {tag: image.GetMetaData(tag) for tag in ("0020|000e", "0020|0032", "0020|0037")}
+    color = SimpleITK.Compose([SimpleITK.Cast(image, SimpleITK.sitkUInt8)] * 3)
+    for tag, value in (*tags.items(), ("0008|0060", "MR")):
+        color.SetMetaData(tag, value)
+    writer = SimpleITK.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    writer.SetFileName(str(file))
+    writer.Execute(color)
+
+
 SERIES = "2.25.1"
+PIXEL_SPACING = b"\x28\x00\x30\x00"
 FAULTS = {
     "a slice is missing": (lambda series: (series / "2.dcm").unlink(), "1.dcm and 3.dcm are 6.00 mm apart"),
     "a slice is doubled": (lambda series: shutil.copy(series / "2.dcm", series / "9.dcm"), "have the same position"),
@@ -103,6 +125,15 @@ FAULTS = {
         lambda series: (series / "2.dcm").write_bytes((series / "2.dcm").read_bytes()[:-40]),
         "2.dcm cannot be read as a DICOM slice",
     ),
+    "two sizes of pixels": (
+        lambda series: replace_slice(series, "3.dcm", series=SERIES, spacing_mm=(1.2, 1.2, 3.0)),
+        "0.dcm and 3.dcm differ in size of pixels",
+    ),
+    "no size of pixels": (
+        lambda series: [change(series, f"{k}.dcm", PIXEL_SPACING, b"\x28\x00\x33\x00") for k in range(SHAPE[0])],
+        "0.dcm cannot be read as a DICOM slice with a position and the size of its pixels",
+    ),
+    "in color": (in_color, "0.dcm should hold grey values, it is a picture in color"),
     "nothing": (lambda series: [path.unlink() for path in series.iterdir()], "it holds none"),
 }
 
@@ -118,6 +149,55 @@ def test_faults(tmp_path, fault):
     assert sentence in str(message)
     assert "\n" not in str(message)
     assert not output.exists()
+
+
+def test_cosines_that_are_rounded_otherwise_are_the_same(tmp_path):
+    """0.0005 is rounded up, 0.0004999 down."""
+    series = tmp_path / "series"
+    write_series(series, voxels()[:3], (1, 0.0005, 0, -0.0005, 1, 0), ["0", "1", "2"], series=SERIES)
+    other = (1, 0.0004999, 0, -0.0004999, 1, 0)
+    write_series(tmp_path / "other", voxels()[:3], other, ["0", "1", "2"], series=SERIES)
+    shutil.copy(tmp_path / "other" / "1.dcm", series / "1.dcm")
+    assert len(sorted_slices(series)) == 3
+
+
+def test_files_without_the_letters_of_dicom_are_read(tmp_path):
+    series = tmp_path / "series"
+    write_series(series, voxels())
+    expected = itk.array_from_image(read_series(series))
+    for file in series.iterdir():
+        file.write_bytes(file.read_bytes()[132:])
+    assert (itk.array_from_image(read_series(series)) == expected).all()
+
+
+def numbered(series: Path, numbers: list[int]) -> None:
+    for file, number in zip(sorted(series.iterdir()), numbers):
+        image = SimpleITK.ReadImage(str(file))
+        image.SetMetaData("0020|0013", str(number))
+        writer = SimpleITK.ImageFileWriter()
+        writer.KeepOriginalImageUIDOn()
+        writer.SetFileName(str(file))
+        writer.Execute(image)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "warned"),
+    [
+        ([1, 2, 3, 4, 5], False),
+        ([4, 3, 2, 1, 0], False),
+        ([7, 7, 7, 7, 7], False),
+        ([1, 3, 5, 7, 9], True),
+        ([6, 7, 8, 9, 10], True),
+    ],
+    ids=["all", "reversed", "one number", "each other", "the first are missing"],
+)
+def test_numbers_that_say_that_slices_are_missing(tmp_path, caplog, numbers, warned):
+    series = tmp_path / "series"
+    write_series(series, voxels(), series=SERIES)
+    numbered(series, numbers)
+    sorted_slices(series)
+    sentence = f"{series}: 5 slices have the numbers {min(numbers)} to {max(numbers)}, some may be missing."
+    assert (sentence in caplog.text) == warned
 
 
 def test_an_output_that_exists_stays(tmp_path):

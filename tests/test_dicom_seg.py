@@ -159,6 +159,35 @@ def test_what_it_says_of_itself(tmp_path):
     assert digest in algorithm.AlgorithmParameters
 
 
+def test_a_mask_is_what_its_record_says(tmp_path):
+    series, mask, output = tmp_path / "series", tmp_path / "mask.nii.gz", tmp_path / "mask.dcm"
+    write_series(series, np.ones(SHAPE))
+    complete(series)
+    SimpleITK.WriteImage(write_mask(series, mask) > 0, str(mask))
+    record = {"settings": {"label_convention": {"labels": {"background": 0, "liver": 1}}}}
+    record["weights"] = [{"file": "liver.pt", "sha256": "5" * 64}]
+    mask.with_name("mask.json").write_text(json.dumps(record))
+    assert main(flags(series, mask, output)) is None
+    [segment] = pydicom.dcmread(output).SegmentSequence
+    assert segment.SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Liver"
+    assert "5" * 64 in segment.SegmentationAlgorithmIdentificationSequence[0].AlgorithmParameters
+    other = tmp_path / "other.pt"
+    other.write_bytes(b"other weights")
+    again = flags(series, mask, tmp_path / "again.dcm")
+    assert "checkpoint should be liver.pt, by which" in str(main([*again, "--checkpoint", str(other)]))
+    assert "label_convention should be {'labels'" in str(main([*again, "--label_convention", "brats2023"]))
+    assert not (tmp_path / "again.dcm").exists()
+
+
+def test_a_mask_that_nothing_tells_of_is_warned_of(tmp_path, caplog):
+    series, mask = tmp_path / "series", tmp_path / "mask.nii.gz"
+    write_series(series, np.ones(SHAPE))
+    complete(series)
+    write_mask(series, mask)
+    assert main(flags(series, mask, tmp_path / "mask.dcm")) is None
+    assert "they are taken for those of brats2023, ncr, ed, et" in caplog.text
+
+
 def measured_ml(report: Path) -> dict[str, tuple[str, float]]:
     """Of each group of measurements of a TID 1500: the type of the finding, and its volume, by the tracking ID."""
     content = highdicom.sr.srread(report).content
@@ -211,6 +240,46 @@ def test_a_mask_of_nothing(tmp_path):
     assert {volume for _, volume in measured_ml(report).values()} == {0}
     assert not pydicom.dcmread(output).pixel_array.any()
     assert "two files" in str(main([*flags(series, path, tmp_path / "x.dcm"), "--sr", str(tmp_path / "x.dcm")]))
+
+
+@pytest.mark.parametrize(
+    ("characters", "name"),
+    [
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
+        ("ISO_IR 100", "Müller^Jürgen"),
+        ("GB18030", "Wang^XiaoDong=王^小东"),
+    ],
+    ids=["Japanese", "German", "Chinese"],
+)
+def test_names_in_any_characters(tmp_path, characters, name):
+    series, mask, output, report = (tmp_path / each for each in ("series", "mask.nii.gz", "mask.dcm", "volumes.dcm"))
+    write_series(series, np.ones(SHAPE))
+    complete(series, SpecificCharacterSet=characters, PatientName=name)
+    write_mask(series, mask)
+    assert main([*flags(series, mask, output), "--sr", str(report)]) is None
+    assert {str(pydicom.dcmread(file).PatientName) for file in (output, report)} == {name}
+
+
+def test_cosines_that_are_not_at_right_angles_are_refused(tmp_path):
+    series, mask, output = tmp_path / "series", tmp_path / "mask.nii.gz", tmp_path / "mask.dcm"
+    write_series(series, np.ones(SHAPE))
+    complete(series)
+    write_mask(series, mask)
+    complete(series, ImageOrientationPatient=[1, 0, 0, 0.05, 0.99875, 0])
+    message = str(main(flags(series, mask, output)))
+    assert "should say where a SEG lies, it does not" in message
+    assert "\n" not in message
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("emptied", ["FrameOfReferenceUID", "SOPClassUID"])
+def test_an_identifier_that_is_empty_is_missing(tmp_path, emptied):
+    series, mask, output = tmp_path / "series", tmp_path / "mask.nii.gz", tmp_path / "mask.dcm"
+    write_series(series, np.ones(SHAPE))
+    complete(series, **{emptied: ""})
+    write_mask(series, mask)
+    assert f"it lacks {emptied}" in str(main(flags(series, mask, output)))
+    assert not output.exists()
 
 
 @pytest.mark.parametrize("missing", ["PatientID", "StudyInstanceUID", "FrameOfReferenceUID"])

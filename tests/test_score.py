@@ -96,6 +96,12 @@ def test_a_wrong_convention_is_refused(folders, arguments, sentence):
     assert not folders["output"].exists()
 
 
+@pytest.mark.parametrize("name", ["missed_mm", "lesion_dilations", "lesion_min_mm3"])
+def test_a_rule_below_zero_is_refused(folders, name):
+    assert f"{name} should be 0 or more, it is -1" in str(score(folders, *CONVENTIONS, f"--{name}", "-1"))
+    assert not folders["output"].exists()
+
+
 @pytest.mark.parametrize("side", ["truth", "predicted"])
 def test_a_case_is_not_left_out(folders, side):
     path = next(folders[side].rglob("case_2_seg.nii.gz"))

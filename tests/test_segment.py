@@ -82,6 +82,8 @@ def test_a_page_and_a_picture_come_with_the_mask(weights, tiny_case, tmp_path, c
         ({"--": "--modalites"}, "Knobs should be pairs of --name and value"),
         ({"--": "--overlapp", "0.9": None}, "--overlapp is no knob of"),
         ({"--": "--overlap=0.1", "--stretch=1": None}, "--overlap=0.1 is no knob of"),
+        ({"--": "--output_dir", "elsewhere": None}, "--output_dir belongs to this command itself"),
+        ({"--checkpoint": "nowhere.pt"}, "checkpoint should be a file of weights, nowhere.pt is not there"),
     ],
 )
 def test_bad_input_ends_in_a_sentence_and_leaves_nothing(weights, tiny_case, tmp_path, change, sentence):
@@ -91,6 +93,14 @@ def test_bad_input_ends_in_a_sentence_and_leaves_nothing(weights, tiny_case, tmp
     assert result.startswith("Error: ")
     assert sentence in result
     assert not list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
+
+
+def test_one_scan_is_not_two_modalities(weights, tiny_case, tmp_path):
+    tiny_case["t1ce"] = tiny_case["flair"]
+    output = tmp_path / "out" / "mask.nii.gz"
+    result = main(["segment", "--checkpoint", str(weights), *flags(tiny_case, *MODALITIES), "--output", str(output)])
+    assert "flair and t1ce should be two files, both are" in str(result)
+    assert not output.parent.exists()
 
 
 def test_a_damaged_scan_ends_in_a_sentence_and_leaves_nothing(weights, tiny_case, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -20,8 +21,8 @@ from scripts.__main__ import main
 from scripts.errors import InputError
 from scripts.inference.segment import same_grid
 from scripts.networks import MISSU
-from scripts.sources.dicom import read_slices
-from scripts.sources.study import choose_series, describe_choice, modality_of, read_study
+from scripts.sources.dicom import read_slices, sorted_slices
+from scripts.sources.study import choose_series, decoded, describe_choice, modality_of, read_study
 from scripts.weights.checkpoints import save_weights
 from scripts.weights.record import arguments_of
 
@@ -29,6 +30,7 @@ BUNDLE = Path(__file__).parents[1] / "bundle"
 MODALITIES = ["t1", "t1ce", "t2", "flair"]
 SHAPE = (16, 24, 20)  # slices, rows, columns
 NUMBER, DESCRIPTION, STUDY, FRAME, AGENT = "0020|0011", "0008|103e", "0020|000d", "0020|0052", "0018|0010"
+PROTOCOL, CHARACTERS = "0018|1030", "0008|0005"
 
 
 def brain(seed: int) -> np.ndarray:
@@ -110,6 +112,24 @@ def test_which_series_is_which(study):
         ("MPRAGE", {AGENT: "Gadovist"}, "t1ce"),
         ("MPRAGE pre", {AGENT: "Gadovist"}, "t1"),
         ("t1 without contrast", {}, "t1"),
+        ("t1_mprage_C+", {}, "t1ce"),
+        ("T1 enhanced", {}, "t1ce"),
+        ("T1 mit KM", {}, "t1ce"),
+        ("T1 ohne KM", {}, "t1"),
+        ("T1 sans gado", {}, "t1"),
+        ("T1 sin contraste", {}, "t1"),
+        ("T1 precontrast", {}, "t1"),
+        ("T1 PREGAD", {}, "t1"),
+        ("AX T1 WO CONTRAST", {}, "t1"),
+        ("T1 posterior fossa", {}, "t1"),
+        ("T1 post op", {}, "t1"),
+        ("AX T1", {PROTOCOL: "BRAIN W/WO CONTRAST"}, "t1"),
+        ("AX T1 POST", {PROTOCOL: "BRAIN W WO CONTRAST"}, "t1ce"),
+        ("AX T1 PRE", {PROTOCOL: "BRAIN WITH CONTRAST"}, "t1"),
+        ("MPRAGE", {AGENT: "NONE"}, "t1"),
+        ("MPRAGE", {AGENT: "No IV contrast"}, "t1"),
+        ("T1 post-pre", {}, None),
+        ("T1 MAP", {}, None),
         ("T2*", {}, None),
         ("perfusion T1 DCE", {}, None),
         ("brain", {"0018|0080": "500", "0018|0081": "9.5"}, "t1"),
@@ -125,6 +145,57 @@ def test_modality_by_what_a_series_says(tmp_path, description, tags, modality):
     assert modality_of(series) == modality
 
 
+@pytest.mark.parametrize(
+    ("characters", "description", "said"),
+    [
+        ("ISO_IR 100", "Schädel T1".encode("latin-1"), "Schädel T1"),
+        ("ISO_IR 192", "Schädel T1".encode(), "Schädel T1"),
+        ("GB18030", "头 T1".encode("gb18030"), "头 T1"),
+        ("\\ISO 2022 IR 87", "脳 T1".encode("iso2022_jp"), "脳 T1"),
+        ("", "Schädel T1".encode("latin-1"), "Sch\ufffddel T1"),
+        ("", b"T1\n\x1b[31mred", "T1  [31mred"),
+    ],
+)
+def test_descriptions_can_be_printed(characters, description, said):
+    text = decoded(description.decode("utf-8", "surrogateescape"), characters)
+    assert text.encode() == said.encode()
+
+
+def test_a_description_in_another_character_set(tmp_path, capsys):
+    folder = add(tmp_path, 1, "Sch?del T1", **{CHARACTERS: "ISO_IR 100"})
+    for file in folder.iterdir():
+        file.write_bytes(file.read_bytes().replace(b"Sch?del", b"Sch\xe4del"))
+    study = read_study(tmp_path)
+    assert describe_choice(study, choose_series(study, ["t1"], {})) == "t1: series 1 (Schädel T1, MR, 16 slices)"
+
+
+INSTANCE = b"\x08\x00\x18\x00"  # the tag; then come four bytes of length and the UID
+
+
+def test_slices_without_a_uid_are_all_there(tmp_path):
+    for file in add(tmp_path, 1, "T1").iterdir():
+        file.write_bytes(file.read_bytes().replace(INSTANCE, b"\x08\x00\x17\x00"))
+    [series] = read_study(tmp_path)
+    assert series.num_slices == SHAPE[0]
+
+
+def test_slices_that_share_a_uid_are_refused(tmp_path):
+    for file in add(tmp_path, 1, "T1").iterdir():
+        before, content = file.read_bytes().split(INSTANCE)
+        uid = b"2.25.1".ljust(content[0], b"\0")
+        file.write_bytes(before + INSTANCE + content[:4] + uid + content[4 + content[0] :])
+    with pytest.raises(InputError, match=r"Each slice should have a UID of its own, .*IM0.1 and .*IM1.1 have one"):
+        read_study(tmp_path)
+
+
+def test_a_series_that_is_named_is_no_other_modality(study):
+    """Series 6 says that it is T1ce: who names it as T1 knows better."""
+    with pytest.raises(InputError, match="t1 and t1ce should be two series, both are series 6"):
+        choose_series(read_study(study), MODALITIES, {"t1": "6", "t1ce": "6"})
+    with pytest.raises(InputError, match=r"No series is t1ce by what it says.*3 plane, MR, 16 slices\), a loc"):
+        choose_series(read_study(study), MODALITIES, {"t1": "6"})
+
+
 def test_a_file_that_is_there_twice_counts_once(study):
     (study / "again").mkdir()
     (study / "again" / "x").write_bytes((study / "S2" / "IM3.1").read_bytes())
@@ -134,8 +205,14 @@ def test_a_file_that_is_there_twice_counts_once(study):
 def test_study_in_mask_and_page_out(study, weights, tmp_path, capsys):
     output, page = tmp_path / "out" / "mask.nii.gz", tmp_path / "out" / "page.html"
     arguments = ["--checkpoint", weights, "--dicom", study, "--output", output, "--report", page]
+    (study / "S2" / "README").write_text("no picture")
     assert main(["segment", *map(str, arguments)]) is None
     assert "t1ce: series 6 (ax T1 se +C, MR, 16 slices)" in capsys.readouterr().out
+    record = json.loads(output.with_name("mask.json").read_text())
+    assert record["series"]["t1ce"].startswith("series 6 (ax T1 se +C, MR, 16 slices), 2.25.")
+    left_out = f"1 file(s) of {study} are no pictures that can be read, and are left out, such as S2/README."
+    assert record["warnings"][0] == left_out
+    assert left_out in page.read_text(encoding="utf-8")
     reader = SimpleITK.ImageSeriesReader()
     reader.SetFileNames([str(study / "S2" / f"IM{index}.1") for index in range(SHAPE[0])])
     scan, mask = reader.Execute(), SimpleITK.ReadImage(str(output))
@@ -360,6 +437,8 @@ def test_a_file_of_many_frames(tmp_path):
     [series] = read_study(tmp_path / "whole")
     assert (modality_of(series), series.num_slices) == ("t1ce", SHAPE[0])
     by_frames = read_slices(choose_series([series], ["t1ce"], {})["t1ce"].files, tmp_path)
+    with pytest.raises(InputError, match=f"IM1 should hold one slice, it holds {SHAPE[0]}"):
+        sorted_slices(tmp_path / "whole")
     # Its frames are in the opposite order; it is the same scan all the same.
     turned = itk.flip_image_filter(by_frames, flip_axes=(False, False, True), flip_about_origin=False)
     assert same_grid(turned, by_slices)

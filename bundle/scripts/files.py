@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +15,7 @@ from typing import Any
 
 from .errors import InputError
 
-__all__ = ["check_new", "check_writable", "read_json", "remove_unfinished", "whole_file"]
+__all__ = ["check_new", "check_writable", "read_json", "remove_unfinished", "unwound_by_sigterm", "whole_file"]
 
 
 @contextmanager
@@ -32,6 +35,21 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def unwound_by_sigterm() -> Iterator[None]:
+    """Lets SIGTERM, which clusters send before they kill, end the block as an error would: temporary files go.
+
+    Python would end at once, and leave half a file, and scans of patients in a temporary folder.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)) if in_main_thread else None
+    try:
+        yield
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, previous)
 
 
 def read_json(path: Path, name: str) -> dict[str, Any]:

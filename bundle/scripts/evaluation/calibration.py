@@ -31,12 +31,12 @@ from ..data.labels import regions
 from ..data.loading import check_same_space, image_loader, read
 from ..data.patients import patients_of
 from ..errors import InputError
-from ..files import whole_file
+from ..files import check_writable, whole_file
 from ..weights.record import check_unseen, keep_setting, recorded
 from .report import MIN_PATIENTS, write_csv
 from .score import load_regions
 
-__all__ = ["Calibration", "expected_dice", "rank_correlation"]
+__all__ = ["Calibration", "check_probabilities", "expected_dice", "rank_correlation"]
 
 ERRORS = {"ece": "expected", "ace": "average", "mce": "maximum"}
 NUM_BINS = 20
@@ -58,6 +58,19 @@ def expected_dice(mask: np.ndarray, probabilities: np.ndarray) -> float:
     """
     total = float(mask.sum() + probabilities.sum(dtype=np.float64))
     return 2 * float(probabilities[mask].sum(dtype=np.float64)) / total if total >= 1 else 1.0
+
+
+def check_probabilities(case_id: str, file: Path, probabilities: np.ndarray) -> None:
+    """Refuses what are no probabilities, such as logits.
+
+    Raises:
+        InputError: when a value is not from 0 to 1.
+    """
+    wrong = ~((probabilities >= 0) & (probabilities <= 1))  # NaN is neither
+    if wrong.any():
+        raise InputError(
+            f"Case {case_id}: probabilities should be from 0 to 1, {file} holds {float(probabilities[wrong][0]):g}."
+        )
 
 
 def rank_correlation(numbers: np.ndarray, scores: np.ndarray, patients: Sequence[str]) -> tuple[float, float, float]:
@@ -236,6 +249,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--keep", action="store_true", help="put the temperatures into the record of the weights")
     arguments = parser.parse_args(argv)
     checkpoint = str(arguments.checkpoint)
+    if not arguments.checkpoint.is_file():
+        raise InputError(f"checkpoint should be a file of weights, {checkpoint} is not there.")
     convention: Any = arguments.label_convention or recorded(checkpoint, "label_convention", "brats2018")
     names = tuple(regions(convention))
     truths = {case.case_id: case.file(LABEL) for case in find_cases(arguments.dataset_dir) if LABEL in case.files}
@@ -250,11 +265,13 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(
             f"{arguments.probabilities_dir} should hold cases of two patients or more: a temperature is that of others."
         )
+    check_writable(arguments.output_dir, "output_dir")
     calibration = Calibration(names)
     for case_id, path in tqdm(sorted(found.items()), desc="cases", leave=False, disable=None):
         truth = load_regions(case_id, truths[case_id], convention, convention)
         probabilities = read(image_loader(), case_id, path, channels=list(names))
         check_same_space(case_id, probabilities, truth)
+        check_probabilities(case_id, path, np.asarray(probabilities))
         calibration.add(case_id, np.asarray(probabilities), np.asarray(truth).astype(bool))
     rows = calibration.report(patients, arguments.output_dir)
     for column in zip(*rows):

@@ -19,6 +19,7 @@ from monai.data import MetaTensor
 from scipy import stats
 
 from ..data.patients import looks_repeated, patients_of
+from ..errors import InputError
 from ..files import whole_file
 from .metrics import SHARES, score_region
 
@@ -46,6 +47,9 @@ class EvaluationReport:
         patients: the patient of each case, by case ID; by default as the names of the cases say. The intervals of the
             means are over patients.
         about: what else there is to tell, such as the modalities that were missing, for ``evaluation.json``.
+
+    Raises:
+        InputError: when a distance, a number or a volume of ``rules`` is below 0.
     """
 
     def __init__(
@@ -59,6 +63,9 @@ class EvaluationReport:
         self.output_dir = Path(output_dir)
         self.regions = tuple(regions)
         self.rules = dict(rules or {})
+        for name in ("missed_mm", "lesion_dilations", "lesion_min_mm3"):
+            if (value := self.rules.get(name)) is not None and not value >= 0:
+                raise InputError(f"{name} should be 0 or more, it is {value}.")
         self.patients = patients
         self.about = about
         self.scored: list[tuple[str, dict[str, float], list[list[str]]]] = []

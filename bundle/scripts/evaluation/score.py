@@ -18,11 +18,10 @@ from monai.data import MetaTensor
 from tqdm.auto import tqdm
 
 from ..arguments import listed, mapped
-from ..data.cases import LABEL, WHOLE, Case, find_cases, mask_record_of
+from ..data.cases import LABEL, WHOLE, Case, find_cases
 from ..data.labels import (
     Convention,
     classes_to_regions,
-    convention_table,
     given_or_found,
     regions,
     values_to_classes,
@@ -30,7 +29,7 @@ from ..data.labels import (
 from ..data.loading import check_same_space, image_loader, read
 from ..data.patients import patients_of, read_patients
 from ..errors import InputError
-from ..files import read_json
+from ..weights.origin import convention_of_mask
 from .metrics import CHAOS_METRICS, METRICS
 from .report import EvaluationReport
 from .surfaces import missed_mm_of
@@ -80,7 +79,8 @@ def score_masks(
     report = EvaluationReport(output_dir, tuple(regions(label_convention)), rules, patient_of_case)
     for case_id, path in tqdm(sorted(truths.items()), desc="scoring", leave=False, disable=None):
         truth = load_regions(case_id, path, label_convention, label_convention)
-        predicted_by = convention_of(case_id, predictions[case_id], prediction_convention) or label_convention
+        knob = f"Case {case_id}: prediction_convention"
+        predicted_by = convention_of_mask(predictions[case_id], prediction_convention, knob) or label_convention
         prediction = load_regions(case_id, predictions[case_id], predicted_by, label_convention)
         check_same_space(case_id, prediction, truth)
         report.add(case_id, prediction, truth)
@@ -89,23 +89,6 @@ def score_masks(
 
 def mask_of(case: Case) -> Path:
     return case.file(LABEL if LABEL in case.files else WHOLE)
-
-
-def convention_of(case_id: str, mask: Path, given: Convention | None) -> Convention | None:
-    """The convention of a mask: the one that is given, or that its record tells of, which may not contradict.
-
-    Raises:
-        InputError: when it does.
-    """
-    record = mask_record_of(mask)
-    settings = read_json(record, f"Case {case_id}: the record").get("settings") if record.is_file() else None
-    told = settings.get("label_convention") if isinstance(settings, Mapping) else None
-    if given is not None and told is not None and convention_table(given) != convention_table(told):
-        raise InputError(
-            f"Case {case_id}: prediction_convention should be {told}, by which {mask} was written (its record says "
-            f"so), it is {given}: leave it out."
-        )
-    return given or told
 
 
 def load_regions(case_id: str, path: Path, convention: Convention, label_convention: Convention) -> MetaTensor:

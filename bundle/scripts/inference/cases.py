@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from glob import escape
@@ -17,7 +14,7 @@ from monai.engines import SupervisedEvaluator
 
 from ..data.cases import case_id_of, cases_of_batch, first_file, mask_of
 from ..errors import InputError, flag, one_sentence
-from ..files import check_writable, remove_unfinished
+from ..files import check_writable, remove_unfinished, unwound_by_sigterm
 
 __all__ = ["FAULT", "CaseDataset", "CaseEvaluator"]
 
@@ -144,15 +141,11 @@ class CaseEvaluator(SupervisedEvaluator):
         start = time.perf_counter()
         dataset: Any = self.data_loader.dataset  # type: ignore[union-attr]
         dataset.prepare()
-        # Python would end at once and leave half a file; clusters send SIGTERM before they kill.
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)) if in_main_thread else None
         try:
-            if len(dataset):
-                super().run(global_epoch)
+            with unwound_by_sigterm():
+                if len(dataset):
+                    super().run(global_epoch)
         finally:
-            if in_main_thread:
-                signal.signal(signal.SIGTERM, previous)
             there = f"{len(dataset.share) - len(dataset)} were there already, " if dataset.skip_existing else ""
             self.logger.info(
                 f"{self.num_done} of {len(dataset.share)} cases segmented, {there}{len(self.faults)} failed."

@@ -10,6 +10,7 @@ nothing is resampled.
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib import import_module
@@ -24,16 +25,19 @@ from ..data.loading import read_checked
 from ..errors import InputError
 from ..files import check_new, check_writable, whole_file
 from ..sources.dicom import sorted_slices
-from ..weights.record import convention_to_write, sha256
+from ..weights.origin import convention_of_mask, weights_of_mask
+from ..weights.record import convention_to_write
 from ..weights.versions import versions
 
-__all__ = ["check_highdicom", "write_seg"]
+__all__ = ["check_source", "write_seg"]
+
+logger = logging.getLogger(__name__)
 
 GRID_TOLERANCE = 1e-2  # in voxels, and of cosines; NIfTI's affines have 32 bits
 MANUFACTURER = "MISSU bundle (research only)"
-# What highdicom copies from the series. Those that may be empty have to be there all the same (DICOM PS3.3, type 2).
-NEEDED = (
-    *("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID"),
+# What highdicom copies from the series. These say something (DICOM PS3.3, type 1) ..
+FILLED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "FrameOfReferenceUID")
+NEEDED = (  # .. and these may be empty, but have to be there all the same (type 2).
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime"),
     "AccessionNumber",
 )
@@ -74,6 +78,19 @@ def check_highdicom() -> Any:
         raise InputError("A DICOM SEG needs highdicom: pip install -r requirements-dicom.txt.") from error
 
 
+def check_source(source: Sequence[Path]) -> None:
+    """Sees that a SEG of a series can be made: minutes before there is a mask.
+
+    Args:
+        source: its slices in the order of their positions.
+
+    Raises:
+        InputError: when highdicom is missing, or the series lacks what a SEG takes over from it.
+    """
+    highdicom = check_highdicom()
+    grid_of(highdicom, read_headers(source[::-1]))
+
+
 def code_of(name: str) -> Coded:
     """The codes of a class; one that is not known gets a code of our own, its name."""
     return CODES.get(name, Coded(ANATOMY, (name[:16], OWN_SCHEME, name[:64])))
@@ -86,19 +103,21 @@ def read_headers(files: Sequence[Path]) -> list[Any]:
         InputError: when one lacks what a SEG takes over from it.
     """
     pydicom = import_module("pydicom")
-    headers = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
+    headers: list[Any] = [pydicom.dcmread(file, stop_before_pixels=True, force=True) for file in files]
     for file, header in zip(files, headers):
-        needed = NEEDED if has_frames(header) else (*NEEDED, "PixelSpacing")
-        missing = [name for name in needed if name not in header]
+        missing = [name for name in FILLED if not header.get(name)]
+        missing += [name for name in NEEDED if name not in header]
         if missing:
             raise InputError(f"{file} should say to which patient and study it belongs, it lacks {', '.join(missing)}.")
     for name in ("StudyInstanceUID", "PatientID", "FrameOfReferenceUID"):
         values = sorted({str(header[name].value) for header in headers})
         if len(values) > 1:
             raise InputError(f"{files[0].parent} should be of one {name}, its slices have {' and '.join(values)}.")
-    for header in headers:  # highdicom asks for it, scanners may leave it out
-        if not has_frames(header):
+    for header in headers:
+        if not has_frames(header):  # highdicom asks for it, scanners may leave it out
             header.SliceThickness = header.get("SliceThickness") or distance_mm(headers)
+        header.decode()  # by its own character sets, of which highdicom copies one alone
+        header.SpecificCharacterSet = "ISO_IR 192"
     return headers
 
 
@@ -116,10 +135,22 @@ def distance_mm(headers: Sequence[Any]) -> float:
 
 
 def grid_of(highdicom: Any, headers: Sequence[Any]) -> Any:
-    """Where the voxels of a series lie: of its slices in their order, or of its one file of many frames."""
+    """Where the voxels of a series lie: of its slices in their order, or of its one file of many frames.
+
+    Raises:
+        InputError: when rows and columns are not at right angles, as cosines with few digits make them.
+    """
     first = headers[0]
-    if has_frames(first):
-        return highdicom.imread(first.filename, lazy_frame_retrieval=True).get_volume_geometry()
+    try:
+        if has_frames(first):
+            return highdicom.imread(first.filename, lazy_frame_retrieval=True).get_volume_geometry()
+        return grid_of_slices(highdicom, headers)
+    except ValueError as error:
+        raise InputError(f"{first.filename} should say where a SEG lies, it does not: {error}") from error
+
+
+def grid_of_slices(highdicom: Any, headers: Sequence[Any]) -> Any:
+    first = headers[0]
     return highdicom.VolumeGeometry.from_attributes(
         image_position=first.ImagePositionPatient,
         image_orientation=first.ImageOrientationPatient,
@@ -177,12 +208,12 @@ def write_seg(
         mask: a NIfTI file on the grid of the series.
         output: the file, a new one.
         label_convention: of the mask.
-        checkpoint: the weights that made it, where they are known; their sha256 is written.
+        checkpoint: the weights that made it, where they are known; their sha256 is written, or that of its record.
         report: the file of a structured report with the volumes (TID 1500), a new one.
 
     Raises:
         InputError: when highdicom is missing, the series lacks what it should say of patient and study, or the mask
-            lies on another grid.
+            lies on another grid or was made by other weights.
     """
     highdicom = check_highdicom()
     from_pydicom = import_module("pydicom.sr.coding").Code
@@ -190,12 +221,12 @@ def write_seg(
     headers = read_headers(files[::-1])  # highdicom's volumes are right-handed: slices from the far end
     volume = mask_on_grid(highdicom, mask, headers, label_convention)
     version = versions()["bundle"]
-    digest = None if checkpoint is None else sha256(checkpoint)
+    digest = ", ".join(weights_of_mask(mask, checkpoint))
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name="MISSU",
         family=from_pydicom("123110", "DCM", "Artificial Intelligence"),
         version=version,
-        parameters=None if digest is None else {"weights sha256": digest},
+        parameters={"weights sha256": digest} if digest else None,
     )
     segments = []
     for number, name in list(enumerate(class_names(label_convention)))[1:]:
@@ -303,8 +334,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--mask", type=Path, required=True, help="the mask, NIfTI")
     parser.add_argument("--output", type=Path, required=True, help="the segmentation object, a new .dcm")
     parser.add_argument("--sr", type=Path, help="a structured report with the volumes, a new .dcm")
-    parser.add_argument("--checkpoint", type=Path, help="the weights that made the mask")
-    parser.add_argument("--label_convention", help="of the mask; default: what the weights write")
+    parser.add_argument("--checkpoint", type=Path, help="the weights that made the mask; default: those of its record")
+    parser.add_argument("--label_convention", help="of the mask; default: what its record says, or the weights write")
     arguments = parser.parse_args(argv)
     written = {"output": arguments.output} | ({} if arguments.sr is None else {"sr": arguments.sr})
     for name, path in written.items():
@@ -314,7 +345,15 @@ def main(argv: Sequence[str]) -> None:
     if arguments.checkpoint is not None and not arguments.checkpoint.is_file():
         raise InputError(f"checkpoint should be a file of weights, {arguments.checkpoint} is not there.")
     weights = () if arguments.checkpoint is None else (str(arguments.checkpoint),)
-    label_convention = arguments.label_convention or convention_to_write(weights, "brats2023")
+    label_convention = convention_of_mask(arguments.mask, arguments.label_convention, "label_convention")
+    if label_convention is None:
+        label_convention = convention_to_write(weights, "brats2023")
+        if not weights:
+            logger.warning(
+                f"{arguments.mask} has no record that says what its values mean: they are taken for those of "
+                f"{label_convention}, {', '.join(class_names(label_convention)[1:])}; give --label_convention, or the "
+                "--checkpoint that made it."
+            )
     for name, path in written.items():
         check_writable(path.parent, f"the folder of {name}")
     write_seg(arguments.source, arguments.mask, arguments.output, label_convention, arguments.checkpoint, arguments.sr)

@@ -62,7 +62,7 @@ class MaskRecord:
         for case_id in self.entries:
             self.path_of(case_id).unlink(missing_ok=True)
         self.warnings.sentences.clear()
-        logging.getLogger("scripts").addHandler(self.warnings)
+        self.warnings.start()
 
     def iteration_completed(self, engine: Engine) -> None:
         state: Any = engine.state
@@ -85,15 +85,30 @@ class MaskRecord:
         return mask_record_of(mask_of(self.output_dir, case_id))
 
     def completed(self) -> None:
-        logging.getLogger("scripts").removeHandler(self.warnings)
+        self.warnings.stop()
 
 
 class KeepsWarnings(logging.Handler):
-    """Keeps the sentences of warnings and errors."""
+    """Keeps the sentences of warnings and errors between start and stop, or of a block."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.sentences: list[str] = []
 
+    def start(self) -> None:
+        logging.getLogger("scripts").addHandler(self)
+
+    def stop(self) -> None:
+        logging.getLogger("scripts").removeHandler(self)
+
+    def __enter__(self) -> KeepsWarnings:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
     def emit(self, record: logging.LogRecord) -> None:
         self.sentences.append(record.getMessage())
+        if not logging.getLogger().handlers and logging.lastResort is not None:
+            logging.lastResort.handle(record)  # Python shows warnings that no handler takes: this one hides none

@@ -34,7 +34,7 @@ from ..checks.faults import check_case
 from ..data.cases import MODALITIES, NIFTI_EXTENSIONS, Case, mask_record_of
 from ..data.labels import regions
 from ..errors import InputError
-from ..files import check_new, check_writable, whole_file
+from ..files import check_new, check_writable, read_json, unwound_by_sigterm, whole_file
 from ..knobs import check_knobs
 from ..pictures.case_report import report_case, write_report
 from ..pictures.picture import draw_case
@@ -42,7 +42,8 @@ from ..sources.brains import extract_brain
 from ..sources.dicom import read_slices, write_image
 from ..sources.study import Series, choose_series, describe_choice, read_study
 from ..weights.record import convention_to_write, recorded
-from .dicom_seg import check_highdicom, read_headers, write_seg
+from .dicom_seg import check_source, write_seg
+from .record import KeepsWarnings
 
 __all__ = ["main", "segment"]
 
@@ -50,6 +51,11 @@ logger = logging.getLogger(__name__)
 
 BUNDLE = Path(__file__).parents[2]
 GRID_TOLERANCE_MM = 1e-2
+# Knobs of inference.json that say where the one case and its mask are.
+OWN = (
+    *("bundle_root", "dataset_dir", "data_list_file_path", "may_leave_dataset_dir", "split", "modalities"),
+    *("output_dir", "probabilities_dir", "skip_existing"),
+)
 
 
 def segment(
@@ -64,6 +70,7 @@ def segment(
     sr: Path | None = None,
     probabilities: Path | None = None,
     source: Sequence[Path] = (),
+    about: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the mask of one case, and what shows it, all of them or none.
 
@@ -79,6 +86,7 @@ def segment(
         sr: a structured report with the volumes of the segments of ``seg``, a new file that ends with ``.dcm``.
         probabilities: of the regions, a channel each, a new file that ends with ``.nii.gz``.
         source: the DICOM slices that the mask lies on, in the order of their positions; for ``seg``.
+        about: of the study that the files were made of, for the record: ``series`` by modality, and ``warnings``.
 
     Raises:
         InputError: when a file is missing, one to write is there already or ends otherwise, the configs define no such
@@ -101,12 +109,15 @@ def segment(
         check_new("seg", seg, ".dcm")
         if sr is not None:
             check_new("sr", sr, ".dcm")
-        check_highdicom()
-        read_headers(source)  # now, and not after minutes
+        check_source(source)
     for name, file in files.items():
         if not file.is_file():
             raise InputError(f"{name} should be a file, {file} is not there.")
+        if twice := [other for other in files if other != name and files[other].resolve() == file.resolve()]:
+            raise InputError(f"{name} and {twice[0]} should be two files, both are {file}.")
     check_knobs(knobs, config_file)
+    if own := [name for name in OWN if name in knobs]:
+        raise InputError(f"--{own[0]} belongs to this command itself: leave it out after --.")
     written = {"output": output, "report": report, "picture": picture, "seg": seg, "sr": sr}
     written["probabilities"] = probabilities
     paths = [path for path in written.values() if path is not None]
@@ -145,6 +156,8 @@ def segment(
         seconds = time.perf_counter() - start
         [mask] = Path(folder, "masks").glob(f"*{NIFTI_EXTENSIONS[0]}")
         made[output] = mask
+        if about is not None:
+            add_to_record(mask_record_of(mask), about)
         likely = next(Path(folder, "probabilities").glob("*"), None)
         if probabilities is not None and likely is not None:
             made[probabilities] = likely
@@ -168,6 +181,13 @@ def segment(
         for path, unfinished in made.items():
             with whole_file(path) as temporary:
                 shutil.copyfile(unfinished, temporary)
+
+
+def add_to_record(file: Path, about: Mapping[str, Any]) -> None:
+    """Puts the series of a study into the record of a mask, and the warnings of it before those of the case."""
+    record = read_json(file, "The record of the mask")
+    record |= {"series": about["series"], "warnings": [*about["warnings"], *record["warnings"]]}
+    file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def convert(chosen: Mapping[str, Series], folder: Path, label_convention: Any) -> dict[str, Path]:
@@ -261,6 +281,9 @@ def main(argv: Sequence[str]) -> None:
     common.add_argument("--dicom", type=Path, help="folder of a DICOM study, instead of a file of each modality")
     end = argv.index("--") if "--" in argv else len(argv)
     known, _ = common.parse_known_args(argv[:end])
+    if not known.checkpoint.is_file() and not {"-h", "--help"} & set(argv):
+        # Its modalities would be taken for those of BraTS else.
+        raise InputError(f"checkpoint should be a file of weights, {known.checkpoint} is not there.")
     modalities = recorded(str(known.checkpoint), "modalities", list(MODALITIES))
     may_miss = bool(recorded(str(known.checkpoint), "modality_dropout", 0.0))
     parser = argparse.ArgumentParser(
@@ -278,19 +301,25 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--sr", type=Path, help="with --seg: a structured report with the volumes, a new .dcm")
     arguments, knobs = parser.parse_args(argv[:end]), parse_knobs(argv[end + 1 :])
     given = {name: getattr(arguments, name) for name in modalities}
-    with tempfile.TemporaryDirectory(prefix="study_") as folder:
+    with unwound_by_sigterm(), tempfile.TemporaryDirectory(prefix="study_") as folder:
         source: Sequence[Path] = ()
+        of_study = None
         if arguments.dicom is None:
             files = {name: Path(file) for name, file in given.items() if file is not None}
             if not files:
                 parser.error(f"give a scan by one or more of {', '.join(f'--{name}' for name in modalities)}")
         else:
-            study = read_study(arguments.dicom)
-            chosen = choose_series(study, modalities, given, may_miss)
-            print(describe_choice(study, chosen))
             convention = knobs.get("label_convention", convention_to_write(str(arguments.checkpoint), "brats2023"))
-            files = convert(chosen, Path(folder), convention)
+            with KeepsWarnings() as warnings:
+                study = read_study(arguments.dicom)
+                chosen = choose_series(study, modalities, given, may_miss)
+                print(describe_choice(study, chosen))
+                files = convert(chosen, Path(folder), convention)
+            of_study = {
+                "series": {name: f"{series}, {series.attributes['uid']}" for name, series in chosen.items()},
+                "warnings": warnings.sentences,
+            }
             source = chosen[next(iter(files))].files
         shown = (arguments.report, arguments.picture, arguments.seg, arguments.sr, arguments.probabilities)
-        segment(files, arguments.output, arguments.checkpoint, arguments.config_file, knobs, *shown, source)
+        segment(files, arguments.output, arguments.checkpoint, arguments.config_file, knobs, *shown, source, of_study)
     print(*(path for path in (arguments.output, *shown) if path is not None), sep="\n")

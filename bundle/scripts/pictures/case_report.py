@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from io import BytesIO
@@ -27,19 +28,22 @@ from tqdm.auto import tqdm
 from ..arguments import listed
 from ..checks.faults import Fault
 from ..checks.preflight import preflight
-from ..data.cases import LABEL, MODALITIES, WHOLE, Case, find_cases, mask_record_of
+from ..data.cases import LABEL, MODALITIES, WHOLE, Case, find_cases
 from ..data.labels import Convention, is_lesion, outermost, regions
 from ..data.loading import CT
 from ..errors import InputError
-from ..evaluation.calibration import expected_dice
+from ..evaluation.calibration import check_probabilities, expected_dice
 from ..evaluation.lesions import TOUCHING
-from ..files import check_writable, read_json, whole_file
+from ..files import check_writable, whole_file
+from ..weights.origin import convention_of_mask, read_mask_record, weights_of_mask
 from ..weights.record import convention_to_write, read_record, recorded, sha256
 from ..weights.versions import versions
 from .picture import MODALITY_TITLES, ShownCase, color_of, radiological_slice, read_turned, show_case, window
 from .viewer import viewer_of
 
 __all__ = ["describe_case", "report_case", "write_index", "write_report"]
+
+logger = logging.getLogger(__name__)
 
 BUNDLE = Path(__file__).parents[2]
 RESEARCH_ONLY = "For research only. Not a medical device; not for diagnosis or treatment."
@@ -193,12 +197,13 @@ def report_case(
     """A case, its mask and its label where it has one, checked and described; ``mask`` is the mask's own record.
 
     Raises:
-        InputError: as :func:`scripts.pictures.picture.show_case`, and when the probabilities have another shape or the
-            record cannot be read.
+        InputError: as :func:`scripts.pictures.picture.show_case`, and when the probabilities have another shape, or
+            the mask's record cannot be read.
     """
     likely = None
     if probabilities is not None:
         likely = read_turned(case.case_id, probabilities, list(regions(prediction_convention)))
+        check_probabilities(case.case_id, probabilities, likely)
     shown = show_case(case, modalities, prediction, label_convention, prediction_convention)
     faults = preflight([case], modalities, label_convention=label_convention).faults
     image = case.image(modalities)
@@ -210,10 +215,8 @@ def report_case(
             f"Case {case.case_id}: {probabilities} should have the shape of the scans, "
             f"{list(shown.base.shape)}, it has {list(likely.shape[1:])}."
         )
-    record = mask_record_of(prediction)
-    told = read_json(record, f"Case {case.case_id}: the record") if record.is_file() else None
     content = describe_case(shown, files, prediction_convention, checkpoint, faults, seconds, likely)
-    return shown, {**content, "mask": told}
+    return shown, {**content, "mask": read_mask_record(prediction)}
 
 
 def data_uri(grey: np.ndarray) -> str:
@@ -353,38 +356,69 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--checkpoint", type=Path, help="the weights that made the masks")
     parser.add_argument("--modalities", type=listed(str), help="those to show; default: those of the weights' record")
     parser.add_argument("--label_convention", help="of the labels; default: that of the weights' training")
-    parser.add_argument("--prediction_convention", help="of the masks; default: what the weights write")
+    parser.add_argument(
+        "--prediction_convention", help="of the masks; default: that of their records, else of the weights"
+    )
     arguments = parser.parse_args(argv)
     checkpoint = () if arguments.checkpoint is None else (str(arguments.checkpoint),)
     modalities = arguments.modalities or recorded(checkpoint, "modalities", list(MODALITIES))
     label_convention = arguments.label_convention or recorded(checkpoint, "label_convention", "brats2018")
-    prediction_convention = arguments.prediction_convention or convention_to_write(checkpoint, "brats2023")
     if arguments.output_dir.exists() and any(arguments.output_dir.iterdir()):
         raise InputError(f"output_dir should be a new folder, {arguments.output_dir} holds files.")
-    masks = masks_below(arguments.prediction_dir)
-    cases = [case for case in find_cases(arguments.dataset_dir) if case.case_id in masks]
+    if arguments.checkpoint is not None and not arguments.checkpoint.is_file():
+        raise InputError(f"checkpoint should be a file of weights, {arguments.checkpoint} is not there.")
+    masks, found = masks_below(arguments.prediction_dir), find_cases(arguments.dataset_dir)
+    cases = [case for case in found if case.case_id in masks]
     if not cases:
         raise InputError(f"No case of {arguments.dataset_dir} has a mask in {arguments.prediction_dir}.")
+    for what, others in (
+        ("case(s) have no mask", {case.case_id for case in found} - masks.keys()),
+        ("mask(s) have no case", masks.keys() - {case.case_id for case in found}),
+    ):
+        if others:
+            logger.warning(f"{len(others)} {what} and no page, such as {min(others)}.")
+    conventions: dict[str, Any] = {
+        case.case_id: convention_of_mask(
+            masks[case.case_id], arguments.prediction_convention, f"Case {case.case_id}: prediction_convention"
+        )
+        or convention_to_write(checkpoint, "brats2023")
+        for case in cases
+    }
+    first = cases[0].case_id
+    for case_id, convention in conventions.items():
+        weights_of_mask(masks[case_id], arguments.checkpoint)  # refuses others
+        if list(regions(convention)) != list(regions(conventions[first])):
+            raise InputError(
+                f"All masks should have the same regions, {first} has {', '.join(regions(conventions[first]))}, "
+                f"{case_id} has {', '.join(regions(convention))}: make the pages of each kind apart."
+            )
     if any(case.case_id.lower() == INDEX for case in cases):
         raise InputError(f"Case {INDEX}: its page would be that of all cases, {INDEX}.html: rename it.")
     probabilities = {}
     if arguments.probabilities_dir is not None:
-        found = find_cases(arguments.probabilities_dir, knob="probabilities_dir")
-        probabilities = {case.case_id: case.file(WHOLE) for case in found}
+        kept = find_cases(arguments.probabilities_dir, knob="probabilities_dir")
+        probabilities = {case.case_id: case.file(WHOLE) for case in kept}
         for case in cases:
             if case.case_id not in probabilities:
                 raise InputError(
                     f"Case {case.case_id}: its probabilities are missing in {arguments.probabilities_dir}."
                 )
     check_writable(arguments.output_dir, "output_dir")
-    contents = []
+    contents, refused = [], []
     for case in tqdm(cases, desc="reports", leave=False, disable=None):
-        conventions = (label_convention, prediction_convention)
+        of_case = (label_convention, conventions[case.case_id])
         likely = probabilities.get(case.case_id)
-        shown, content = report_case(
-            case, masks[case.case_id], modalities, *conventions, arguments.checkpoint, None, likely
-        )
+        try:
+            shown, content = report_case(
+                case, masks[case.case_id], modalities, *of_case, arguments.checkpoint, None, likely
+            )
+        except InputError as error:
+            refused.append(str(error))
+            continue
         write_report(shown, content, arguments.output_dir / f"{case.case_id}.html")
         contents.append(content)
-    write_index(contents, arguments.output_dir / f"{INDEX}.html")
+    if contents:
+        write_index(contents, arguments.output_dir / f"{INDEX}.html")
+    if refused:
+        raise InputError("\n".join([f"{len(refused)} of {len(cases)} cases failed.", *refused]))
     print(arguments.output_dir / f"{INDEX}.html")

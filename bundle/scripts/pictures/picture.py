@@ -32,6 +32,7 @@ from ..data.labels import Convention, class_names, values_to_classes
 from ..data.loading import LoadImageCased, check_same_space, image_loader, read
 from ..errors import InputError
 from ..files import whole_file
+from ..weights.origin import convention_of_mask
 
 __all__ = ["STYLES", "ShownCase", "draw_case", "load_case", "show_case"]
 
@@ -316,12 +317,14 @@ def main(argv: Sequence[str]) -> None:
         "--modalities", type=listed(str), default=MODALITIES, help="those to show; default: all four of BraTS"
     )
     parser.add_argument("--prediction", type=Path, help="predicted label map")
-    for name, default in (("label", "brats2018"), ("prediction", "brats2023")):
-        parser.add_argument(
-            f"--{name}_convention", default=default, help="of BraTS by name, or a dataset.json; default: %(default)s"
-        )
+    named = "of BraTS by name, or a dataset.json; default:"
+    parser.add_argument("--label_convention", default="brats2018", help=f"{named} %(default)s")
+    parser.add_argument("--prediction_convention", help=f"{named} what the record of the mask says, else brats2023")
     parser.add_argument("--style", choices=STYLES, default="colors", help="default: %(default)s")
     parser.add_argument("--output", type=Path, required=True, help="the .png file to write")
     args = parser.parse_args(argv)
-    conventions = (args.label_convention, args.prediction_convention)
+    predicted_by: Any = args.prediction_convention
+    if args.prediction is not None:
+        predicted_by = convention_of_mask(args.prediction, predicted_by, "prediction_convention")
+    conventions = (args.label_convention, predicted_by or "brats2023")
     print(draw_case(load_case(args.case, args.modalities, args.prediction, *conventions), args.output, args.style))

@@ -6,6 +6,7 @@ python -m scripts dicom --source <folder of one series> --output <case>/<case>_t
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,41 +21,61 @@ from ..files import whole_file
 
 __all__ = ["is_dicom", "read_series", "read_slices", "sort_slices", "sorted_slices", "write_image"]
 
+logger = logging.getLogger(__name__)
+
 EXTENSIONS = (".dcm", ".ima", "")
 UID = re.compile(r"[\d.]+")  # the whole name of a file from an archive, whose "suffix" is a number
 PREAMBLE = 128  # bytes before the letters DICM
 POSITION, ORIENTATION, SERIES = "0020|0032", "0020|0037", "0020|000e"  # DICOM tags
+PIXEL_MM, INSTANCE = "0028|0030", "0020|0013"
 GAP_TOLERANCE = 0.05  # of the usual distance of slices; scanners round positions
+ROUNDING = 1e-3  # of cosines, and of mm within a slice
 
 
 class Slice(NamedTuple):
-    """What the header of one slice says: its file, the place of its first voxel (x, y, z) in mm, and its kind."""
+    """What the header of one slice says: its file, the place of its first voxel (x, y, z) in mm, and its kind.
+
+    ``number`` is that of the instance, where it has one.
+    """
 
     file: Path
     position: np.ndarray
-    orientation: tuple[float, ...]
+    orientation: np.ndarray
+    pixel_mm: np.ndarray
     series: str
     size: tuple[int, int]
+    number: int | None
 
 
 def read_header(file: Path) -> Slice:
     """The header of one DICOM file.
 
     Raises:
-        InputError: when it is no DICOM file of one slice with a position.
+        InputError: when it is no DICOM file of one slice of grey values with a position and the size of its pixels.
     """
     io = itk.GDCMImageIO.New(FileName=str(file))
     try:
         io.ReadImageInformation()
+        columns, rows, frames = (io.GetDimensions(axis) for axis in range(3))
+        if frames != 1:
+            raise InputError(f"{file} should hold one slice, it holds {frames}.")
         tags = io.GetMetaDataDictionary()
-        position, orientation = (np.array(tags[tag].split("\\"), float) for tag in (POSITION, ORIENTATION))
+        position, orientation, pixel_mm = (
+            np.array(tags[tag].split("\\"), float) for tag in (POSITION, ORIENTATION, PIXEL_MM)
+        )
         series = tags[SERIES].strip()
+    except InputError:
+        raise
     except (RuntimeError, KeyError, ValueError) as error:
-        raise InputError(f"{file} cannot be read as a DICOM slice with a position.") from error
-    columns, rows, frames = (io.GetDimensions(axis) for axis in range(3))
-    if frames != 1:
-        raise InputError(f"{file} should hold one slice, it holds {frames}.")
-    return Slice(file, position, tuple(orientation.round(3)), series, (rows, columns))
+        raise InputError(
+            f"{file} cannot be read as a DICOM slice with a position and the size of its pixels."
+        ) from error
+    if io.GetNumberOfComponents() != 1:
+        raise InputError(f"{file} should hold grey values, it is a picture in color.")
+    number = tags[INSTANCE].strip(" \0") if tags.HasKey(INSTANCE) else ""
+    return Slice(
+        *(file, position, orientation, pixel_mm, series, (rows, columns)), int(number) if number.isdigit() else None
+    )
 
 
 def is_dicom(file: Path) -> bool:
@@ -97,13 +118,24 @@ def sort_slices(files: Sequence[Path], folder: Path) -> list[Path]:
         InputError: when one is damaged, series are mixed, slices are missing, doubled or shifted within their plane.
     """
     slices = [read_header(file) for file in files]
+
+    def names(*of: Slice) -> str:
+        inside = (folder in each.file.parents for each in of)
+        return " and ".join(
+            str(each.file.relative_to(folder) if is_in else each.file) for each, is_in in zip(of, inside)
+        )
+
     first = slices[0]
     for other in slices:
-        for what in ("series", "orientation", "size"):
-            if getattr(other, what) != getattr(first, what):
-                raise InputError(
-                    f"{folder} should hold one series, {first.file.name} and {other.file.name} differ in {what}."
-                )
+        same = {
+            "series": other.series == first.series,
+            "orientation": np.allclose(other.orientation, first.orientation, rtol=0, atol=ROUNDING),
+            "size": other.size == first.size,
+            "size of pixels": np.allclose(other.pixel_mm, first.pixel_mm, rtol=0, atol=ROUNDING),
+        }
+        for what, is_same in same.items():
+            if not is_same:
+                raise InputError(f"{folder} should hold one series, {names(first, other)} differ in {what}.")
     if len(slices) == 1:
         return list(files)
     row, column = first.orientation[:3], first.orientation[3:]
@@ -113,12 +145,12 @@ def sort_slices(files: Sequence[Path], folder: Path) -> list[Path]:
     steps = np.diff(places[order])
     usual = float(np.median(steps))
     for below, above, step in zip(order, order[1:], steps):
-        names = f"{slices[below].file.name} and {slices[above].file.name}"
+        two = names(slices[below], slices[above])
         if step < GAP_TOLERANCE * max(usual, 1e-3):
-            raise InputError(f"{folder} should hold each slice once, {names} have the same position.")
+            raise InputError(f"{folder} should hold each slice once, {two} have the same position.")
         if abs(step - usual) > GAP_TOLERANCE * usual:
             raise InputError(
-                f"{folder} should hold slices at one distance, {usual:.2f} mm: {names} are {step:.2f} mm apart."
+                f"{folder} should hold slices at one distance, {usual:.2f} mm: {two} are {step:.2f} mm apart."
             )
     shifts = np.array([each.position for each in slices]) - places[:, None] * normal
     shift = float(np.linalg.norm(shifts[order[-1]] - shifts[order[0]])) / len(steps)
@@ -126,6 +158,11 @@ def sort_slices(files: Sequence[Path], folder: Path) -> list[Path]:
         raise InputError(
             f"{folder} should hold slices one above the other, each is shifted by {shift:.2f} mm within its plane, as "
             "by a tilted gantry: resample the series first."
+        )
+    numbers = {each.number for each in slices if each.number is not None}
+    if len(numbers) == len(slices) < max(numbers):
+        logger.warning(
+            f"{folder}: {len(slices)} slices have the numbers {min(numbers)} to {max(numbers)}, some may be missing."
         )
     return [slices[index].file for index in order]
 
@@ -146,7 +183,15 @@ def read_slices(files: Sequence[Path], folder: Path) -> Any:
         InputError: when voxels cannot be read.
     """
     try:
-        return itk.imread([str(file) for file in files] if len(files) > 1 else str(files[0]), itk.F)
+        # Not itk.imread, which asks for the letters DICM that GDCM itself can do without.
+        volume = itk.Image[itk.F, 3]
+        if len(files) > 1:
+            reader = itk.ImageSeriesReader[volume].New(FileNames=list(map(str, files)))
+        else:
+            reader = itk.ImageFileReader[volume].New(FileName=str(files[0]))
+        reader.SetImageIO(itk.GDCMImageIO.New())
+        reader.Update()
+        return reader.GetOutput()
     except RuntimeError as error:
         raise InputError(f"{folder}: the voxels of its slices cannot be read.") from error
 

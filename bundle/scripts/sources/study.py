@@ -26,6 +26,8 @@ TAGS = {
     "uid": "0020|000e",
     "frame": "0020|0052",
     "instance": "0008|0018",
+    "place": "0020|0032",
+    "characters": "0008|0005",
     "patient": "0010|0020",
     "number": "0020|0011",
     "kind": "0008|0060",
@@ -38,15 +40,32 @@ TAGS = {
     "echo_ms": "0018|0081",
     "inversion_ms": "0018|0082",
 }
+# Python's names of what DICOM calls character sets; those with escape sequences by the last one that is named.
+CODECS = {
+    **{f"ISO_IR {number}": f"iso8859_{part}" for number, part in zip((100, 101, 109, 110, 144), range(1, 6))},
+    **{"ISO_IR 127": "iso8859_6", "ISO_IR 126": "iso8859_7", "ISO_IR 138": "iso8859_8", "ISO_IR 148": "iso8859_9"},
+    **{"ISO_IR 13": "shift_jis", "ISO_IR 87": "iso2022_jp", "ISO_IR 159": "iso2022_jp_2", "ISO_IR 149": "euc_kr"},
+    **{"ISO_IR 58": "gb2312", "ISO_IR 166": "tis_620", "ISO_IR 203": "iso8859_15"},
+    **{"GB18030": "gb18030", "GBK": "gbk"},
+}
 LEAST_SLICES = 8  # fewer are a localizer, a calibration, a single picture
 LOCALIZER = re.compile(r"locali[sz]|scout|survey|topogram|\bloc\b|plan scan")
 # Neither anatomy by T1 nor by T2: diffusion, perfusion, blood, vessels, and what was computed of others.
 OTHER = re.compile(
     r"dwi|adc|dti|diff|trace|ep2d|perf|dsc|dce|rcbv|swi|swan|t2\s?\*|t2 ?star|hemo|\btof\b|mra\b|angio|fmri|bold|"
-    r"subtr|\bsub\b|phase|\bmip\b|projection|b0 ?map|field ?map|spectro"
+    r"subtr|\bsub\b|phase|\bmip\b|projection|b0 ?map|field ?map|\bmap|t[12]map|"
+    r"post ?- ?pre|spectro"
 )
-CONTRAST = re.compile(r"\+ ?c\b|\bce\b|t1ce|t1c\b|post|gad|\bgd\b|t1gd|contrast|\bkm\b")
-NO_CONTRAST = re.compile(r"\bpre\b|without|w/o|\bnativ|non.?contrast|no contrast|\bunenhanced")
+CONTRAST = re.compile(
+    r"\+ ?c\b|\bc ?\+|\bt?1?ce\b|t1c\b|post(?!er|[ -]?op)|gad|\bgd|gd\b|[ck]ontrast|\bkm\b|enhanced|\+ ?km"
+)
+NO_CONTRAST = re.compile(
+    r"pre\b|pre[ -]?(?=gad|gd|con|kon|km)|without|w/o|\bwo\b|\bnativ|\b(no|ohne|sans|sin|senza)\b|\bnon|unenhanced|"
+    r"\bc-(?!\w)"
+)
+# Of the whole study, not of a series.
+BOTH = re.compile(r"\bw(ith)? ?(/|&|\+|and)? ?(w/?o|without)\b( ?(iv )?[ck]ontrast| gad\w*| km)?")
+NO_AGENT = re.compile(r"no|non|none|n/?a|not applicable|unknown|false|0|-|((no|without|w/?o)\b.*)", re.IGNORECASE)
 
 # What weights may ask for beside the four of a brain: the modality that a series is, and what it says besides.
 NARROWER = {"t2spir": ("t2", re.compile(r"spir|spair|fat.?sat|\bfs\b"))}
@@ -64,12 +83,17 @@ class Series:
     attributes: dict[str, str]
     num_slices: int = 0
     files: list[Path] = field(default_factory=list)
+    in_color: bool = False
     left_out: str | None = None
 
     @property
+    def texts(self) -> list[str]:
+        """What a series is called, what says most of it first."""
+        return [self.attributes[name].lower().replace("_", " ") for name in ("description", "protocol", "sequence")]
+
+    @property
     def text(self) -> str:
-        names = ("description", "protocol", "sequence")
-        return " ".join(self.attributes[name] for name in names).lower().replace("_", " ")
+        return " ".join(self.texts)
 
     def __str__(self) -> str:
         number, description = self.attributes["number"] or "?", self.attributes["description"] or "no description"
@@ -88,40 +112,47 @@ def read_study(folder: Path) -> list[Series]:
     A file that is there twice, by its own UID, counts once; one that is no picture is counted in the log.
 
     Raises:
-        InputError: when there is no picture, or pictures are of several studies or patients, or do not say of which.
+        InputError: when there is no picture, or pictures are of several studies or patients, do not say of which, or
+            lie at two places with one UID.
     """
     if not folder.is_dir():
         raise InputError(f"dicom should be the folder of a study, {folder} is not there.")
     found: dict[str, Series] = {}
     owners: dict[str, dict[str, Path]] = defaultdict(dict)
-    instances: set[str] = set()
-    num_others = 0
+    instances: dict[str, tuple[Path, str]] = {}
+    others = []
     for file in files_below(folder):
         if file.name.upper() == "DICOMDIR" or not is_dicom(file):
             continue
-        attributes, frames = read_attributes(file)
+        attributes, frames, in_color = read_attributes(file)
         if attributes is None:
-            num_others += 1
+            others.append(file)
             continue
         if not attributes["study"] or not attributes["uid"]:
             raise InputError(f"{file} should say of which study and series it is, it does not.")
         for name in ("study", "patient"):
             owners[name].setdefault(attributes[name], file)
-        if attributes["instance"] in instances:
+        first, place = instances.setdefault(attributes["instance"] or str(file), (file, attributes["place"]))
+        if place != attributes["place"]:
+            raise InputError(f"Each slice should have a UID of its own, {first} and {file} have one and two positions.")
+        if first != file:
             continue
-        instances.add(attributes["instance"])
         series = found.setdefault(attributes["uid"], Series(file.parent, attributes))
         series.files.append(file)
         series.num_slices += frames
+        series.in_color |= in_color
     if not found:
         raise InputError(f"dicom should be the folder of a study, {folder} holds no DICOM picture.")
     for name, files in owners.items():
         if len(files) > 1:
-            first, second = list(files.values())[:2]
+            one, other = list(files.values())[:2]
             several = "patients" if name == "patient" else "studies"
-            raise InputError(f"{folder} should hold one study, {first} and {second} are of two {several}.")
-    if num_others:
-        logger.warning(f"{num_others} file(s) of {folder} are no pictures that can be read, and are left out.")
+            raise InputError(f"{folder} should hold one study, {one} and {other} are of two {several}.")
+    if others:
+        logger.warning(
+            f"{len(others)} file(s) of {folder} are no pictures that can be read, and are left out, such as "
+            f"{others[0].relative_to(folder)}."
+        )
     for series in found.values():
         image_type = series.attributes["image_type"].upper()
         if "LOCALIZER" in image_type or LOCALIZER.search(series.text):
@@ -130,6 +161,8 @@ def read_study(folder: Path) -> list[Series]:
             series.left_out = "too few slices"
         elif series.attributes["kind"] not in ("MR", "CT"):
             series.left_out = "neither MR nor CT"
+        elif series.in_color:
+            series.left_out = "in color"
     return sorted(found.values(), key=lambda series: (int_of(series.attributes["number"]), series.attributes["uid"]))
 
 
@@ -137,17 +170,29 @@ def int_of(text: str) -> int:
     return int(text) if text.isdigit() else -1
 
 
-def read_attributes(file: Path) -> tuple[dict[str, str] | None, int]:
-    """What a file says of itself, empty where it does not, and its frames; none where it is no picture."""
+def read_attributes(file: Path) -> tuple[dict[str, str] | None, int, bool]:
+    """What a file says of itself, empty where it does not, its frames, and whether it is in color.
+
+    There are no attributes where it is no picture.
+    """
     io = itk.GDCMImageIO.New(FileName=str(file))
     try:
         io.ReadImageInformation()
     except RuntimeError:
-        return None, 0
+        return None, 0, False
     tags = io.GetMetaDataDictionary()
     # GDCM fills up a text of odd length with a blank or a zero.
     attributes = {name: str(tags[tag]).strip(" \0") if tags.HasKey(tag) else "" for name, tag in TAGS.items()}
-    return attributes, int(io.GetDimensions(2))
+    attributes = {name: decoded(text, attributes["characters"]) for name, text in attributes.items()}
+    return attributes, int(io.GetDimensions(2)), io.GetNumberOfComponents() != 1
+
+
+def decoded(text: str, characters: str) -> str:
+    """A text as ITK gives it, its bytes taken for UTF-8, by the character sets that the file names; for one line."""
+    last = re.sub(r"^ISO 2022 IR", "ISO_IR", characters.split("\\")[-1].strip())
+    content = text.encode("utf-8", "surrogateescape")
+    said = content.decode(CODECS.get(last, "utf-8"), "replace")
+    return "".join(letter if letter.isprintable() else " " for letter in re.sub(r"\x1b[$()]+[A-Z@]", "", said))
 
 
 def modality_of(series: Series) -> str | None:
@@ -169,9 +214,20 @@ def modality_of(series: Series) -> str | None:
     if is_t2 and not is_t1:
         return "t2"
     if is_t1 and not is_t2:
-        with_agent = CONTRAST.search(text) or series.attributes["agent"]
-        return "t1ce" if with_agent and not NO_CONTRAST.search(text) else "t1"
+        return "t1ce" if has_agent(series) else "t1"
     return None
+
+
+def has_agent(series: Series) -> bool:
+    """Whether a contrast agent was given: by the first of its names that says so, or that there was none."""
+    for text in series.texts:
+        of_series = BOTH.sub(" ", text)
+        if NO_CONTRAST.search(of_series):
+            return False
+        if CONTRAST.search(of_series):
+            return True
+    agent = series.attributes["agent"]
+    return bool(agent) and not NO_AGENT.fullmatch(agent)
 
 
 def fits(series: Series, name: str) -> bool:
@@ -197,40 +253,35 @@ def choose_series(
         may_miss: whether a modality that no series fits is left out, but for the last.
 
     Raises:
-        InputError: when none fits, two fit as well, a given one is not there, they lie in different frames of
-            reference, or one is not whole.
+        InputError: when none fits, two fit as well, a given one is not there or given twice, they lie in different
+            frames of reference, or one is not whole.
     """
+    there = "; ".join(f"{each}, {each.left_out}" if each.left_out else str(each) for each in study)
+    named = {name: series_named(study, name, given[name], there) for name in modalities if given.get(name)}
+    for name, series in named.items():
+        if twice := [other for other in named if other != name and named[other] is series]:
+            raise InputError(f"{name} and {twice[0]} should be two series, both are {series}.")
     chosen: dict[str, Series] = {}
-    there = "; ".join(map(str, study))
     for name in modalities:
-        wanted = given.get(name)
-        if wanted is not None:
-            fitting = [each for each in study if wanted in (each.attributes["number"], each.attributes["uid"])]
-            if len(fitting) != 1:
-                raise InputError(
-                    f"{name} should be the number or UID of one series, {wanted} is of {len(fitting)}: {there}."
-                )
-            kind = "CT" if name == "ct" else "MR" if name in OF_MR else None
-            if kind is not None and fitting[0].attributes["kind"] != kind:
-                raise InputError(f"{name} should be a series of {kind}, {fitting[0]} is not.")
-        else:
-            fitting = [each for each in study if each.left_out is None and fits(each, name)]
-            if not fitting and may_miss and (chosen or name != modalities[-1]):
-                continue
-            if not fitting:
-                raise InputError(
-                    f"No series is {name} by what it says: name it by --{name} <number>. There are {there}."
-                )
-            most = max(each.num_slices for each in fitting)
-            others = [each for each in fitting if each.num_slices < most]
-            fitting = [each for each in fitting if each.num_slices == most]
-            if len(fitting) > 1:
-                raise InputError(
-                    f"Several series may be {name}, {' and '.join(map(str, fitting))}: name one by --{name} <number>."
-                )
-            for other in others:
+        if name in named:
+            chosen[name] = named[name]
+            continue
+        free = [each for each in study if all(each is not other for other in named.values())]
+        fitting = [each for each in free if each.left_out is None and fits(each, name)]
+        if not fitting and may_miss and (chosen or name != modalities[-1]):
+            continue
+        if not fitting:
+            raise InputError(f"No series is {name} by what it says: name it by --{name} <number>. There are {there}.")
+        most = max(each.num_slices for each in fitting)
+        longest = [each for each in fitting if each.num_slices == most]
+        if len(longest) > 1:
+            raise InputError(
+                f"Several series may be {name}, {' and '.join(map(str, longest))}: name one by --{name} <number>."
+            )
+        for other in fitting:
+            if other is not longest[0]:
                 other.left_out = f"{name} with fewer slices"
-        chosen[name] = fitting[0]
+        chosen[name] = longest[0]
     reference = next(iter(chosen))
     for name, series in chosen.items():
         if series.attributes["frame"] != chosen[reference].attributes["frame"]:
@@ -246,6 +297,21 @@ def choose_series(
         elif series.num_slices > 1:
             check_frames(series.files[0])
     return chosen
+
+
+def series_named(study: Sequence[Series], name: str, wanted: str | None, there: str) -> Series:
+    """The series of a modality that is named by its number or UID; ``there`` names all for a sentence.
+
+    Raises:
+        InputError: when it is not one, or of another kind.
+    """
+    fitting = [each for each in study if wanted in (each.attributes["number"], each.attributes["uid"])]
+    if len(fitting) != 1:
+        raise InputError(f"{name} should be the number or UID of one series, {wanted} is of {len(fitting)}: {there}.")
+    kind = "CT" if name == "ct" else "MR" if name in OF_MR else None
+    if kind is not None and fitting[0].attributes["kind"] != kind:
+        raise InputError(f"{name} should be a series of {kind}, {fitting[0]} is not.")
+    return fitting[0]
 
 
 def check_frames(file: Path) -> None:
