@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import locale
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -29,6 +30,14 @@ SETTINGS = {
 }
 
 WriteCase = Callable[..., dict[str, Path]]
+
+
+@pytest.fixture(autouse=True)
+def _locale() -> Iterator[None]:
+    """SimpleITK, which writes the DICOM files of tests, leaves a locale behind in which text is not UTF-8."""
+    before = locale.setlocale(locale.LC_CTYPE)
+    yield
+    locale.setlocale(locale.LC_CTYPE, before)
 
 
 @pytest.fixture(scope="session")
