@@ -202,14 +202,14 @@ def plot(results: dict[str, Any], path: Path) -> None:
     """Time against memory, of a forward and of a whole case."""
     titles = {"forward_128": "One forward at 4 x 128 x 128 x 128", "case": "A whole case of 240 x 240 x 155"}
     shown = [part for part in titles if part in results]
-    figure = Figure(figsize=(6 * len(shown), 4.5), dpi=120, layout="constrained")
+    figure = Figure(figsize=(9 * len(shown), 4.5), dpi=120, layout="constrained")
     axes = figure.subplots(1, len(shown), squeeze=False)
     for axis, part in zip(axes[0], shown):
         for (name, row), marker in zip(results[part].items(), cycle(MARKERS)):
             spread = [[row["seconds"] - row["least"]], [row["most"] - row["seconds"]]]
             color = "#D55E00" if name.startswith("MISSU") else "#0072B2"
             axis.errorbar(row["seconds"], row["peak_gb"], xerr=spread, fmt=marker, color=color, label=name)
-        axis.legend(frameon=False, loc="lower right")
+        axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
         axis.set(xscale="log", xlabel="seconds", ylabel="peak memory, GB", title=titles[part])
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
