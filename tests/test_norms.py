@@ -50,11 +50,13 @@ def test_one_voxel_becomes_the_bias(layout, training, windows):
 
 
 @LAYOUTS
-def test_norms_of_a_large_window(layout):
+@pytest.mark.parametrize("planes_at_a_time", [1, 5, 24])
+def test_norms_of_a_large_window(layout, planes_at_a_time, monkeypatch):
     """Two images of 20 x 13 x 8 in windows of 24 x 16 x 8, crops of 16 x 8 x 8.
 
     H: crops of 16 at 2 and 6. W: 13 voxels from 1 on, crops of 8 at 1, 3 (2.5 is rounded to even) and 6. D: one.
     """
+    monkeypatch.setattr("scripts.networks.norms.SLAB", planes_at_a_time * 16 * 8 * 3)
     torch.manual_seed(0)
     norm = InstanceNorm(3)
     nn.init.uniform_(norm.weight)

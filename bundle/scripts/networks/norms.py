@@ -10,6 +10,8 @@ from torch import nn
 
 __all__ = ["InstanceNorm", "Windows"]
 
+SLAB = 2**18  # numbers that are blended at a time, 1 MB in float32
+
 
 class Windows(NamedTuple):
     """Where the norms of one stage take mean and variance: windows of the training's size on a larger input.
@@ -105,7 +107,7 @@ class InstanceNorm(nn.GroupNorm):
     def of_windows(self, x: torch.Tensor, windows: Windows) -> torch.Tensor:
         # With autocast the products below would be in float16, whose range the squares leave.
         with torch.autocast(x.device.type, enabled=False):
-            # A copy where channels are not last. That D and C are one axis also lets OpenVINO see that it needs none.
+            # A copy where channels are not last.
             planes = x.movedim(1, -1).flatten(3)  # (B, H, W, D C)
             if (
                 torch.compiler.is_compiling() or torch.jit.is_tracing()
@@ -133,10 +135,6 @@ class InstanceNorm(nn.GroupNorm):
         shift = self.bias.float() - mean * scale
         h, _, d = windows.weights
         return torch.einsum("mbijkc,ih,kd->mbhjdc", torch.stack([scale, shift]), h, d).flatten(4)
-
-
-# Numbers of a slab of planes, 1 MB in float32.
-SLAB = 2**18
 
 
 def moments_along_width(planes: torch.Tensor, windows: Windows) -> torch.Tensor:
