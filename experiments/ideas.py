@@ -15,10 +15,11 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from scripts.errors import InputError
-from scripts.networks import MISSU, InstanceNorm, MultiScaleFusion, SelfDistillation, Windows
+from scripts.networks import MISSU, InstanceNorm, ModalityDistillation, MultiScaleFusion, SelfDistillation, Windows
 from scripts.networks.self_distillation import SelfDistillationOutput
 from scripts.training import MISSULoss
 from scripts.training.losses import LossOfTerms, SelfDistillationLoss
+from scripts.weights.checkpoints import load_weights
 
 
 class TaughtDistillation(SelfDistillation):
@@ -177,18 +178,11 @@ class DeepSupervisedLoss(LossOfTerms):
         )
 
 
-class TaughtByAnother(nn.Module):
-    """A network and a teacher that no gradient moves: for ``scripts.training.ModalityDistillationLoss``."""
+class TaughtByAnother(ModalityDistillation):
+    """A network and a frozen teacher that sees what the network sees."""
 
-    def __init__(self, network: nn.Module, teacher: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self.teacher = teacher.requires_grad_(False)
-
-    def forward(self, x: torch.Tensor) -> SelfDistillationOutput:
-        with torch.no_grad():
-            teacher_logits = self.teacher.eval()(x)
-        return SelfDistillationOutput(self.network(x), [], [], teacher_logits)
+    def forward(self, x: torch.Tensor) -> SelfDistillationOutput:  # type: ignore[override]
+        return super().forward(x, x)
 
 
 class MeanOfFused(nn.Module):
@@ -210,7 +204,7 @@ class MeanOfFused(nn.Module):
                 raise InputError(f"The teacher should be {path}, it is not there: run ms-output with its seed first.")
             network = MISSU(**arguments)
             network.skips = MultiScaleFusion(network.feature_channels[:-1])
-            network.load_state_dict(torch.load(path, weights_only=True))
+            load_weights(network, path)
             self.networks.append(network)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
