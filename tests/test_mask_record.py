@@ -14,6 +14,7 @@ from torch import nn
 
 from scripts.errors import InputError
 from scripts.inference import CaseDataset, CaseEvaluator, MaskRecord
+from scripts.weights.origin import weights_of_mask
 from scripts.weights.record import sha256, write_record
 
 
@@ -94,3 +95,15 @@ def test_a_record_of_an_earlier_mask_does_not_stay(tmp_path):
             val_handlers=[record],
         ).run()
     assert not (tmp_path / "p1_seg.json").exists()
+
+
+def test_a_mask_of_several_weights_is_of_all_of_them_whichever_is_given(tmp_path):
+    weights = [tmp_path / "fold0.pt", tmp_path / "fold1.pt"]
+    for path in weights:
+        path.write_text(path.stem)
+    digests = [sha256(path) for path in weights]
+    told = [{"file": path.name, "sha256": digest} for path, digest in zip(weights, digests)]
+    (tmp_path / "a_seg.json").write_text(json.dumps({"weights": told}))
+    for given in (None, *weights):
+        assert weights_of_mask(tmp_path / "a_seg.nii.gz", given) == digests
+    assert weights_of_mask(tmp_path / "b_seg.nii.gz", weights[0]) == digests[:1]

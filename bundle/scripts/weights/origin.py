@@ -50,19 +50,17 @@ def convention_of_mask(mask: Path, given: Convention | None, knob: str) -> Conve
 
 
 def weights_of_mask(mask: Path, checkpoint: Path | None) -> list[str]:
-    """The sha256 of the weights that made a mask: of those that are given, or that its record tells of; empty for none.
+    """The sha256 of all weights that made a mask: of those that its record tells of, else of what is given, if at all.
 
     Raises:
         InputError: when the weights that are given are not those of the record.
     """
     told = (read_mask_record(mask) or {}).get("weights") or []
     made_by = {str(each.get("sha256")): str(each.get("file")) for each in told}
-    if checkpoint is None:
-        return list(made_by)
-    given = sha256(checkpoint)
-    if made_by and given not in made_by:
+    given = [] if checkpoint is None else [sha256(checkpoint)]
+    if made_by and not made_by.keys() >= set(given):
         raise InputError(
             f"checkpoint should be {' and '.join(made_by.values())}, by which {mask} was made (its record says so), "
             f"{checkpoint} holds other weights."
         )
-    return [given]
+    return list(made_by) or given
