@@ -24,6 +24,36 @@ def test_exact_in_both_layouts(layout):
 
 
 @LAYOUTS
+@pytest.mark.parametrize("planes_at_a_time", [1, 4, 5])
+def test_gradients_by_differences(layout, planes_at_a_time, monkeypatch):
+    """Of two images at once, and of the norm's weights; 2 + 2 + 1 planes have other shares than five."""
+    monkeypatch.setattr("scripts.networks.norms.SLAB", planes_at_a_time * 3 * 4 * 3)
+    torch.manual_seed(0)
+    norm = InstanceNorm(3).double()
+    x = torch.randn(2, 3, 5, 3, 4, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    weight, bias = (torch.randn(3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+
+    def normalized(x, weight, bias):
+        return torch.func.functional_call(norm, {"weight": weight, "bias": bias}, (x,))
+
+    assert torch.autograd.gradcheck(normalized, (x, weight, bias))
+
+
+@LAYOUTS
+def test_gradient_in_bfloat16(layout):
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 8, 8, 8).to(memory_format=layout)
+    direction = torch.randn(2, 4, 8, 8, 8)
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        given = x.detach().clone().to(dtype).requires_grad_()
+        (InstanceNorm(4)(given) * direction).sum().backward()
+        gradients.append(given.grad)
+    assert gradients[1].dtype == torch.bfloat16
+    torch.testing.assert_close(gradients[1].float(), gradients[0], atol=0.03, rtol=0.02)
+
+
+@LAYOUTS
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("windows", [None, Windows.of((16, 8, 8), (16, 8, 8), (8, 8, 8))], ids=["whole", "windows"])
 @pytest.mark.parametrize("given", ["half input", "half network", "autocast"])
