@@ -1,8 +1,8 @@
-"""MISSU, the inference network: all of it but the norm in this file, in the order in which data flows.
+"""MISSU, the inference network: all of it but two operations in this file, in the order in which data flows.
 
 A 3D CNN encoder, a Transformer over the tokens of its deepest stage, a UNet decoder. Beside it, ``norms.py`` holds the
-norm; what exists in training only (multi-scale fusion, self-distillation) lives in ``fusion.py`` and
-``self_distillation.py``.
+norm and ``upsampling.py`` the 2x upsampling; what exists in training only (multi-scale fusion, self-distillation) lives
+in ``fusion.py`` and ``self_distillation.py``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import nn
 
 from ..errors import InputError
 from .norms import InstanceNorm, Windows
+from .upsampling import upsample
 
 __all__ = ["MISSU", "windows_of_stages"]
 
@@ -151,9 +152,7 @@ class UpsampleBlock(nn.Module):
         self.conv = ConvBlock(in_channels + skip_channels, skip_channels)
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor, windows: Windows | None = None) -> torch.Tensor:
-        x = F.interpolate(x, scale_factor=2.0, mode="trilinear", align_corners=False)
-        # autocast makes float32 of what is interpolated; the convolution takes neither part as that.
-        x = torch.cat([skip, x.to(skip.dtype)], dim=1)  # (B, C_s, ...), (B, 2 C_s, ...) -> (B, 3 C_s, ...)
+        x = torch.cat([skip, upsample(x).to(skip.dtype)], dim=1)  # (B, C_s, ...), (B, 2 C_s, ...) -> (B, 3 C_s, ...)
         return self.conv(x, windows)
 
 
