@@ -182,7 +182,8 @@ def fit(
     """Trains in bfloat16 on crops, and gives the weights averaged over the steps."""
     rng = random.Random(seed)
     loss = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False, batch=True)
-    optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
+    network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate, fused=True)
     average = {name: value.detach().clone() for name, value in network.state_dict().items()}
     network.train()
     losses: list[float] = []
@@ -192,7 +193,7 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * (1 - step / steps) ** 0.9 * min(1.0, (step + 1) / 100)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = network(image[None])
+            logits = network(image[None].to(memory_format=torch.channels_last_3d))
         value = loss(logits.float(), classes[None, None].long())
         optimizer.zero_grad()
         value.backward()
@@ -304,7 +305,7 @@ def main() -> None:
     parser.add_argument("what", choices=["train", "finetune", "average", "score", "subsets"])
     parser.add_argument("--output", type=Path, required=True, help="weights, or the table of scores")
     parser.add_argument(
-        "--init", type=Path, help="weights to fine-tune, or to average; without them a network from scratch"
+        "--init", type=Path, help="weights to go on from, or to average; without them a network from scratch"
     )
     parser.add_argument("--weights", type=Path, help="weights to score, or to average")
     parser.add_argument("--dataset_dir", type=Path, help="folder of real cases")
@@ -323,7 +324,7 @@ def main() -> None:
     draw = drawn(1_000_000 * (arguments.seed + 1), arguments.without)
     if arguments.what == "train":
         rate = arguments.learning_rate or 1e-3
-        network = network_of(None, arguments.seed)
+        network = network_of(arguments.init, arguments.seed)
 
         def crop_of_drawn(rng: random.Random) -> Case:
             return cropped(draw(rng), rng)

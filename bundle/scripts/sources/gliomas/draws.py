@@ -9,6 +9,8 @@ from collections.abc import Collection, Sequence
 import torch
 import torch.nn.functional as F
 
+from ...data.transforms import along_axes
+
 __all__ = ["PARTS", "Draws", "blur", "grid_of", "resize", "sample"]
 
 
@@ -42,10 +44,7 @@ class Draws:
     def smooth(self, shape: Sequence[int], spacing: float, channels: int = 1) -> torch.Tensor:
         """Smooth noise (channels, H, W, D) of unit variance that varies over ``spacing`` voxels."""
         weights = [interpolation(side, spacing) for side in shape]
-        noise = self.normal(channels, *[matrix.shape[1] for matrix in weights])
-        for matrix in weights:  # each turn moves the interpolated axis to the end
-            noise = torch.tensordot(noise, matrix, dims=([1], [1]))
-        return noise
+        return along_axes(self.normal(channels, *[matrix.shape[1] for matrix in weights]), weights)
 
 
 @functools.lru_cache(maxsize=1024)
