@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from scripts.networks import MultiScaleFusion
-from scripts.networks.fusion import AtrousBranches
+from scripts.networks.fusion import AtrousBranches, atrous
 
 
 def set_identity(conv: nn.Module) -> None:
@@ -108,3 +109,34 @@ def test_branches_computed_together_are_those_one_after_the_other():
         results.append([output, *gradients])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize("rate", [1, 3, 5])
+def test_gradients_are_those_of_torch(rate, layout):
+    """Of two images, with sides that the rate divides and sides that it does not."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 15, 7, 4, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    weight = torch.randn(4, 3, 3, 3, 3, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(4, dtype=torch.float64, requires_grad=True)
+    direction = torch.randn(2, 4, 15, 7, 4, dtype=torch.float64)
+    results, gradients = [], []
+    for result in (atrous(x, weight, bias, rate), F.conv3d(x, weight, bias, padding=rate, dilation=rate)):
+        results.append(result)
+        gradients.append(torch.autograd.grad((result * direction).sum(), [x, weight, bias]))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+    torch.testing.assert_close(*gradients)
+
+
+def test_gradients_with_autocast():
+    """The convolutions are in bfloat16, their weights and what those learn in float32."""
+    torch.manual_seed(0)
+    branches, x = AtrousBranches(4), torch.randn(1, 4, 9, 9, 9)
+    gradients = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = branches(x).square().sum()
+        gradients.append(torch.autograd.grad(loss, list(branches.parameters())))
+    for in_float32, in_bfloat16 in zip(*gradients, strict=True):
+        assert in_bfloat16.dtype == torch.float32
+        assert (in_bfloat16 - in_float32).norm() < 0.03 * in_float32.norm()

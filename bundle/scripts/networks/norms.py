@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from .eager import is_eager_on_cpu
+
 __all__ = ["InstanceNorm", "Windows"]
 
 SLAB = 2**18  # numbers that are summed up or blended at a time, 1 MB in float32
@@ -99,10 +101,9 @@ class InstanceNorm(nn.GroupNorm):
         if wide.is_cuda or wide.is_contiguous():
             # Not F.group_norm, which refuses one voxel.
             return torch.group_norm(wide, self.num_groups, weight, bias, self.eps).to(x.dtype)
-        if not torch.jit.is_scripting():
-            written_down = torch.compiler.is_compiling() or torch.jit.is_tracing()
-            if x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last_3d) and not written_down:
-                return ChannelsLastNorm.apply(x, weight, bias, self.eps)
+        channels_last = x.is_contiguous(memory_format=torch.channels_last_3d)
+        if not torch.jit.is_scripting() and channels_last and is_eager_on_cpu(x):
+            return ChannelsLastNorm.apply(x, weight, bias, self.eps)
         # For channels last, torch's kernel of group norm on CPUs sums up voxel after voxel in float32: at 128^3 that is
         # an error of 1e-3 in a logit, this one of 1e-5.
         variance, mean = torch.var_mean(wide, dim=(2, 3, 4), correction=0, keepdim=True)

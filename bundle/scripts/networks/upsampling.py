@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from .eager import is_eager_on_cpu
+
 __all__ = ["upsample"]
 
 
@@ -14,10 +16,8 @@ def upsample(x: torch.Tensor) -> torch.Tensor:
 
     The result is that of ``F.interpolate``, bit for bit; with autocast it is in the type of ``x``, rounded once.
     """
-    if not torch.jit.is_scripting():
-        written_down = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if x.device.type == "cpu" and x.requires_grad and torch.is_grad_enabled() and not written_down:
-            return Upsampling.apply(x)
+    if not torch.jit.is_scripting() and is_eager_on_cpu(x) and x.requires_grad and torch.is_grad_enabled():
+        return Upsampling.apply(x)
     # autocast makes float32 of what is interpolated.
     return F.interpolate(x, scale_factor=2.0, mode="trilinear", align_corners=False).to(x.dtype)
 
