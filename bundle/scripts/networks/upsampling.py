@@ -16,14 +16,16 @@ def upsample(x: torch.Tensor) -> torch.Tensor:
 
     The result is that of ``F.interpolate``, bit for bit; with autocast it is in the type of ``x``, rounded once.
     """
-    if not torch.jit.is_scripting() and is_eager_on_cpu(x) and x.requires_grad and torch.is_grad_enabled():
+    if not torch.jit.is_scripting() and is_eager_on_cpu(x):
         return Upsampling.apply(x)
-    # autocast makes float32 of what is interpolated.
     return F.interpolate(x, scale_factor=2.0, mode="trilinear", align_corners=False).to(x.dtype)
 
 
 class Upsampling(torch.autograd.Function):
-    """The gradient is the product with a matrix along each axis; torch adds up voxel after voxel."""
+    """In the type of its input, where autocast would make float32 of it, eight times of it in size.
+
+    The gradient is the product with a matrix along each axis; torch adds up voxel after voxel.
+    """
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: torch.Tensor) -> torch.Tensor:
