@@ -1,14 +1,15 @@
 """Weights that segment gliomas: trained on drawn brains alone, then fine-tuned on a few real ones.
 
     cd bundle && export PYTHONPATH=.
-    python ../experiments/gliomas.py train --output synthetic.pt --steps 8000
-    python ../experiments/gliomas.py finetune --init synthetic.pt --dataset_dir BRATS --output tuned.pt --steps 750
-    python ../experiments/gliomas.py average --init synthetic.pt --weights tuned.pt --output model.pt
+    python ../experiments/gliomas.py train --output first.pt --steps 8000
+    python ../experiments/gliomas.py train --init first.pt --output more.pt --steps 2500 --learning_rate 7e-4 --seed 1
+    python ../experiments/gliomas.py finetune --init more.pt --dataset_dir BRATS --output tuned.pt --steps 750
+    python ../experiments/gliomas.py average --weights more.pt tuned.pt --output model.pt
     python ../experiments/gliomas.py finetune --init synthetic.pt --dataset_dir BRATS --output fold0.pt --fold 0
     python ../experiments/gliomas.py train --output without_mimics.pt --steps 1000 --without mimics
     python ../experiments/gliomas.py score --weights fold0.pt --dataset_dir BRATS --fold 0 --output fold0.csv
 
-One thread of a CPU with AVX512-BF16 takes 0.7 s a step. What came out, and how: ``results/gliomas/README.md``.
+One thread of a CPU with AMX takes 0.7 s a step. What came out, and how: ``results/gliomas/README.md``.
 """
 
 from __future__ import annotations
@@ -304,10 +305,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["train", "finetune", "average", "score", "subsets"])
     parser.add_argument("--output", type=Path, required=True, help="weights, or the table of scores")
+    parser.add_argument("--init", type=Path, help="weights to go on from; without them a network from scratch")
     parser.add_argument(
-        "--init", type=Path, help="weights to go on from, or to average; without them a network from scratch"
+        "--weights", type=Path, nargs="+", help="weights to score, or to average: the last have the record"
     )
-    parser.add_argument("--weights", type=Path, help="weights to score, or to average")
     parser.add_argument("--dataset_dir", type=Path, help="folder of real cases")
     parser.add_argument("--fold", type=int, help="0 to 2: left out of fine-tuning, or what is scored; default: all")
     parser.add_argument("--steps", type=int, default=500)
@@ -348,15 +349,15 @@ def main() -> None:
         dataset = arguments.dataset_dir.name + (f", after {DRAWN}" if arguments.init else "")
         save(network, average, arguments.output, dataset, list(cases))
     elif arguments.what == "average":
-        networks = [network_of(path) for path in (arguments.init, arguments.weights)]
-        first, second = (network.state_dict() for network in networks)
-        record = read_record(arguments.weights)
+        networks = [network_of(path) for path in arguments.weights]
+        record = read_record(arguments.weights[-1])
         if record is None:
-            parser.error(f"the weights {arguments.weights} should have a record")
-        weights = {name: (first[name] + second[name]) / 2 for name in first}
+            parser.error(f"the weights {arguments.weights[-1]} should have a record")
+        states = [network.state_dict() for network in networks]
+        weights = {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
         save(networks[0], weights, arguments.output, record["dataset"], record["cases"])
     else:
-        network = network_of(arguments.weights)
+        network = network_of(arguments.weights[0])
         cases = real_cases(arguments.dataset_dir, arguments.fold, held_out=True)
         if arguments.what == "subsets":
             rows = score_subsets(network, cases, arguments.stretch)
