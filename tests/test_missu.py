@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from monai.data import MetaTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from scripts.networks import MISSU, InstanceNorm, MultiScaleFusion
+from scripts.networks import MISSU, InstanceNorm, MultiScaleFusion, SelfDistillation
 from scripts.networks.missu import windows_of_stages
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
@@ -277,3 +278,19 @@ class TestWindows:
         torch.testing.assert_close(together[:1], network(first, windows), atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(together[1:], network(second, windows), atol=1e-4, rtol=1e-4)
         assert not torch.allclose(network(first, windows), network(first), atol=0.1)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_trains_on_tensors_with_meta_data(layout):
+    """As MONAI's loaders give them; the logits keep their class, and the gradients are those of plain tensors."""
+    torch.manual_seed(0)
+    network = SelfDistillation(MISSU(in_channels=2, out_channels=3, img_size=16, init_filters=4, hidden_size=8))
+    network.to(memory_format=layout)
+    image = torch.randn(2, 2, 16, 16, 16).to(memory_format=layout)
+    gradients = []
+    for x in (image, MetaTensor(image, affine=2 * torch.eye(4))):
+        output = network(x)
+        assert type(output.logits) is type(x)
+        loss = output.logits.square().mean() + sum(teacher.mean() for teacher in output.teachers)
+        gradients.append(torch.autograd.grad(loss, list(network.parameters())))
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)

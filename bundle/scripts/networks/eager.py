@@ -1,12 +1,23 @@
-"""Where the network's own kernels may be used."""
+"""Where the network's own kernels may be used, and how."""
 
 from __future__ import annotations
 
-import torch
+from typing import Any
 
-__all__ = ["is_eager_on_cpu"]
+import torch
+from torch.overrides import handle_torch_function, has_torch_function_unary
+
+__all__ = ["apply_to", "is_eager_on_cpu"]
 
 
 def is_eager_on_cpu(x: torch.Tensor) -> bool:
     """Whether what is done to ``x`` is computed now, on a CPU, and not written down for a compiler or an export."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+
+
+def apply_to(x: torch.Tensor, function: type[torch.autograd.Function], *arguments: Any) -> torch.Tensor:
+    """``function.apply(x, *arguments)`` on plain tensors; the result is of the class of ``x``, such as MetaTensor."""
+    if has_torch_function_unary(x):
+        result: torch.Tensor = handle_torch_function(apply_to, (x,), x, function, *arguments)
+        return result
+    return function.apply(x, *arguments)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from .eager import is_eager_on_cpu
+from .eager import apply_to, is_eager_on_cpu
 
 __all__ = ["AtrousBranches", "MultiScaleFusion"]
 
@@ -73,7 +73,7 @@ def atrous(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, rate: int)
         if torch.is_autocast_enabled("cpu"):
             half = torch.get_autocast_dtype("cpu")
             x, weight, bias = x.to(half), weight.to(half), bias.to(half)
-        return AtrousConvolution.apply(x, weight, bias, rate)
+        return apply_to(x, AtrousConvolution, weight, bias, rate)
     return F.conv3d(x, weight, bias, padding=rate, dilation=rate)
 
 

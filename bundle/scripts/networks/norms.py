@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from .eager import is_eager_on_cpu
+from .eager import apply_to, is_eager_on_cpu
 
 __all__ = ["InstanceNorm", "Windows"]
 
@@ -103,7 +103,7 @@ class InstanceNorm(nn.GroupNorm):
             return torch.group_norm(wide, self.num_groups, weight, bias, self.eps).to(x.dtype)
         channels_last = x.is_contiguous(memory_format=torch.channels_last_3d)
         if not torch.jit.is_scripting() and channels_last and is_eager_on_cpu(x):
-            return ChannelsLastNorm.apply(x, weight, bias, self.eps)
+            return apply_to(x, ChannelsLastNorm, weight, bias, self.eps)
         # For channels last, torch's kernel of group norm on CPUs sums up voxel after voxel in float32: at 128^3 that is
         # an error of 1e-3 in a logit, this one of 1e-5.
         variance, mean = torch.var_mean(wide, dim=(2, 3, 4), correction=0, keepdim=True)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from .eager import is_eager_on_cpu
+from .eager import apply_to, is_eager_on_cpu
 
 __all__ = ["upsample"]
 
@@ -17,7 +17,7 @@ def upsample(x: torch.Tensor) -> torch.Tensor:
     The result is that of ``F.interpolate``, bit for bit; with autocast it is in the type of ``x``, rounded once.
     """
     if not torch.jit.is_scripting() and is_eager_on_cpu(x):
-        return Upsampling.apply(x)
+        return apply_to(x, Upsampling)
     return F.interpolate(x, scale_factor=2.0, mode="trilinear", align_corners=False).to(x.dtype)
 
 
