@@ -7,12 +7,17 @@ from typing import Any
 import torch
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-__all__ = ["apply_to", "is_eager_on_cpu"]
+__all__ = ["apply_to", "is_eager_on_cpu", "is_written_down"]
+
+
+def is_written_down() -> bool:
+    """Whether what is done now is written down for a compiler or an export."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def is_eager_on_cpu(x: torch.Tensor) -> bool:
-    """Whether what is done to ``x`` is computed now, on a CPU, and not written down for a compiler or an export."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    """Whether what is done to ``x`` is computed now, on a CPU."""
+    return x.device.type == "cpu" and not is_written_down()
 
 
 def apply_to(x: torch.Tensor, function: type[torch.autograd.Function], *arguments: Any) -> torch.Tensor:
