@@ -306,9 +306,7 @@ def main() -> None:
     parser.add_argument("what", choices=["train", "finetune", "average", "score", "subsets"])
     parser.add_argument("--output", type=Path, required=True, help="weights, or the table of scores")
     parser.add_argument("--init", type=Path, help="weights to go on from; without them a network from scratch")
-    parser.add_argument(
-        "--weights", type=Path, nargs="+", help="weights to score, or to average: the last have the record"
-    )
+    parser.add_argument("--weights", type=Path, nargs="+", help="weights to score, or several to average")
     parser.add_argument("--dataset_dir", type=Path, help="folder of real cases")
     parser.add_argument("--fold", type=int, help="0 to 2: left out of fine-tuning, or what is scored; default: all")
     parser.add_argument("--steps", type=int, default=500)
@@ -349,14 +347,22 @@ def main() -> None:
         dataset = arguments.dataset_dir.name + (f", after {DRAWN}" if arguments.init else "")
         save(network, average, arguments.output, dataset, list(cases))
     elif arguments.what == "average":
+        records = []
+        for path in arguments.weights:
+            record = read_record(path)
+            if record is None:
+                parser.error(f"the weights {path} should have a record")
+            records.append(record)
         networks = [network_of(path) for path in arguments.weights]
-        record = read_record(arguments.weights[-1])
-        if record is None:
-            parser.error(f"the weights {arguments.weights[-1]} should have a record")
         states = [network.state_dict() for network in networks]
         weights = {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
-        save(networks[0], weights, arguments.output, record["dataset"], record["cases"])
+        # Whatever the order of the weights, the mean was trained on the cases of all of them.
+        cases = {case for record in records for case in record["cases"]}
+        dataset = max(records, key=lambda record: len(record["cases"]))["dataset"]
+        save(networks[0], weights, arguments.output, dataset, sorted(cases))
     else:
+        if len(arguments.weights) > 1:
+            parser.error("one network is scored at a time: give one file of weights")
         network = network_of(arguments.weights[0])
         cases = real_cases(arguments.dataset_dir, arguments.fold, held_out=True)
         if arguments.what == "subsets":
