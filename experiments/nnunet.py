@@ -7,8 +7,8 @@ epoch take. The minutes are those of a training's process, validation included; 
 masks of the cases to test on are not counted. ``make bench`` makes the environment of nnU-Net.
 
 What has its result is not done again, so the same command goes on after an interruption; ``--stages`` takes apart
-what needs a quiet machine (``trials train``) from what does not. Without ``--dataset_dir`` it makes the tables of the
-runs that are there.
+what needs a quiet machine (``trials train``) from what does not, and ``--sides`` lets each of two cores train one side.
+Without ``--dataset_dir`` it makes the tables of the runs that are there.
 """
 
 from __future__ import annotations
@@ -106,14 +106,14 @@ class Comparison:
             splits.write_text((self.raw / "splits_final.json").read_text())
             done.touch()
 
-    def run(self, stages: Sequence[str], seeds: Sequence[int], results: Path) -> None:
+    def run(self, stages: Sequence[str], sides: Sequence[str], seeds: Sequence[int], results: Path) -> None:
         if "plans" in stages:
             self.plans()
         if "trials" in stages:
-            for side in SIDES:
+            for side in sides:
                 self.epochs(side)
         # Side by side, so that a machine that slows down slows both.
-        pairs = [(side, seed) for seed in seeds for side in SIDES]
+        pairs = [(side, seed) for seed in seeds for side in sides]
         for stage, act in (("train", self.train_seed), ("score", self.score_seed)):
             for side, seed in pairs if stage in stages else ():
                 act(side, seed, results)
@@ -271,6 +271,7 @@ def main(argv: Sequence[str] | None = None) -> str | None:
     parser.add_argument("--minutes", type=float, default=45, help="of each training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--testing_fraction", type=float, default=0.3, help="of the patients; of all budgets alike")
     parser.add_argument("--runs", type=Path, default=RUNS / "nnunet", help="folder of what is trained, not in git")
     arguments = parser.parse_args(argv)
@@ -282,7 +283,7 @@ def main(argv: Sequence[str] | None = None) -> str | None:
                 raise InputError(f"nnunet_python should be a file, got {arguments.nnunet_python}: make bench makes it.")
             own = (arguments.minutes, arguments.nnunet_python, arguments.runs / name, arguments.testing_fraction)
             comparison = Comparison(arguments.dataset_dir, *own)
-            comparison.run(arguments.stages, arguments.seeds, results)
+            comparison.run(arguments.stages, arguments.sides, arguments.seeds, results)
         if "score" in arguments.stages:
             for folder in sorted((RESULTS / "nnunet").glob("*_*min")):
                 print(f"{folder.name}\n{report(folder)}")
