@@ -128,3 +128,18 @@ def test_a_modality_may_be_left_out_where_the_training_did(tiny_case, tmp_path, 
     with pytest.raises(SystemExit):
         main(arguments)
     assert "give a scan by one or more of --flair, --t1ce" in capsys.readouterr().err
+
+
+def test_a_modality_is_not_taken_by_the_beginning_of_its_name(weights, tiny_case, tmp_path, capsys):
+    """A T1 is none after contrast, though --t1 begins as --t1ce does."""
+    arguments = ["--checkpoint", str(weights), "--output", str(tmp_path / "mask.nii.gz"), "--t1", str(tiny_case["t1"])]
+    with pytest.raises(SystemExit):
+        main(["segment", *arguments, *flags(tiny_case, "flair")])
+    assert "--t1ce" in capsys.readouterr().err
+    assert not (tmp_path / "mask.nii.gz").exists()
+
+
+def test_a_channel_that_is_called_as_a_flag(tmp_path):
+    weights = write_weights(tmp_path / "weights.pt", modalities=["flair", "report"])
+    said = str(main(["segment", "--checkpoint", str(weights), "--output", str(tmp_path / "mask.nii.gz")]))
+    assert "has a channel report, and --report means something else here: take configs/inference.json" in said

@@ -268,7 +268,8 @@ def parse_knobs(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str]) -> None:
-    common = argparse.ArgumentParser(add_help=False)
+    # No abbreviations: --t1 would be taken for --t1ce.
+    common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     common.add_argument(
         "--checkpoint", type=Path, default=BUNDLE / "models" / "model.pt", help="default: models/model.pt"
     )
@@ -287,18 +288,29 @@ def main(argv: Sequence[str]) -> None:
     modalities = recorded(str(known.checkpoint), "modalities", list(MODALITIES))
     may_miss = bool(recorded(str(known.checkpoint), "modality_dropout", 0.0))
     parser = argparse.ArgumentParser(
-        prog="python -m scripts segment", description=(__doc__ or "").split("\n")[0], parents=[common]
+        prog="python -m scripts segment",
+        description=(__doc__ or "").split("\n")[0],
+        parents=[common],
+        allow_abbrev=False,
     )
-    for name in modalities:
-        about = f"the scan of {name}, NIfTI; with --dicom number or UID of its series, where it cannot be told"
-        flag = f"--{name.replace(' ', '-')}"
-        parser.add_argument(flag, dest=name, required=known.dicom is None and not may_miss, metavar="SCAN", help=about)
     parser.add_argument("--output", type=Path, required=True, help="the mask, a new .nii.gz")
     parser.add_argument("--report", type=Path, help="a page of the case, a new .html; the same as .json beside it")
     parser.add_argument("--picture", type=Path, help="a picture of the case, a new .png")
     parser.add_argument("--probabilities", type=Path, help="those of the regions, a channel each, a new .nii.gz")
     parser.add_argument("--seg", type=Path, help="with --dicom: the mask as a DICOM SEG, a new .dcm")
     parser.add_argument("--sr", type=Path, help="with --seg: a structured report with the volumes, a new .dcm")
+    for name in modalities:
+        about = f"the scan of {name}, NIfTI; with --dicom number or UID of its series, where it cannot be told"
+        flag = f"--{name.replace(' ', '-')}"
+        try:
+            parser.add_argument(
+                flag, dest=name, required=known.dicom is None and not may_miss, metavar="SCAN", help=about
+            )
+        except argparse.ArgumentError as error:
+            raise InputError(
+                f"{known.checkpoint} has a channel {name}, and {flag} means something else here: take "
+                "configs/inference.json with a folder of cases."
+            ) from error
     arguments, knobs = parser.parse_args(argv[:end]), parse_knobs(argv[end + 1 :])
     given = {name: getattr(arguments, name) for name in modalities}
     with unwound_by_sigterm(), tempfile.TemporaryDirectory(prefix="study_") as folder:
