@@ -75,7 +75,7 @@ def test_bfloat16_is_close_and_says_so(network):
         wanted, logits = network(image, windows), half(image, windows)
     assert logits.dtype == torch.float32
     assert 0 < (logits - wanted).abs().max() < 0.1 * wanted.abs().max()
-    assert computed_by(Mirrored(half), amp=False) == f"torch {torch.__version__} bfloat16"
+    assert computed_by(Mirrored(half, [0]), amp=False) == f"torch {torch.__version__} bfloat16"
     assert computed_by(network, amp=False) == f"torch {torch.__version__} float32"
 
 
@@ -85,7 +85,7 @@ class TestOpenvino:
     def test_masks_are_those_of_torch(self, network, tmp_path, kind):
         network = Ensemble(network, 2) if kind == "ensemble" else network
         engine = OpenvinoNetwork(network, "float32", tmp_path / "cache")
-        networks = [Mirrored(each) if kind == "mirrored" else each for each in (network, engine)]
+        networks = [Mirrored(each, [0, 1, 2]) if kind == "mirrored" else each for each in (network, engine)]
         inferer = AdaptiveInferer((SIZE,) * 3, stretch=2, overlap=0.5)
         for sides in ((27, 31, 21), (15, 12, 16), (45, 20, 18)):  # one window, one of roi_size, several
             with torch.no_grad():

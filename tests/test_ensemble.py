@@ -7,6 +7,8 @@ from torch import nn
 
 from scripts.networks import Ensemble, InstanceNorm, Mirrored, Windows
 
+ALL = (0, 1, 2)
+
 
 class Scaled(nn.Module):
     def __init__(self, factor: float) -> None:
@@ -41,8 +43,8 @@ def test_mirror_images_are_turned_back():
     x = torch.rand(1, 2, 4, 6, 3)
     for axis, side in ((2, 4), (3, 6), (4, 3)):
         # Half of the eight passes see the axis reversed: voxel i gets i and side - 1 - i.
-        assert torch.allclose(Mirrored(Position(axis))(x), x + (side - 1) / 2)
-    assert torch.allclose(Mirrored(Position(3), axes=[2, 4])(x), Position(3)(x))
+        assert torch.allclose(Mirrored(Position(axis), ALL)(x), x + (side - 1) / 2)
+    assert torch.allclose(Mirrored(Position(3), axes=[0, 2])(x), Position(3)(x))
 
 
 def test_each_of_the_eight_mirror_images_once():
@@ -53,7 +55,7 @@ def test_each_of_the_eight_mirror_images_once():
             seen.append(x.flatten()[0].item())
             return x
 
-    Mirrored(Recorder())(torch.arange(8.0).reshape(1, 1, 2, 2, 2))
+    Mirrored(Recorder(), ALL)(torch.arange(8.0).reshape(1, 1, 2, 2, 2))
     assert sorted(seen) == list(range(8))  # the corner that is first tells the mirror image
 
 
@@ -73,11 +75,11 @@ def test_windows_are_handed_on():
     windows = [Windows.of((19, 13, 8), (24, 16, 8), (16, 8, 8))]
     x, network = torch.randn(1, 2, 24, 16, 8, generator=torch.Generator().manual_seed(0)), OneNorm()
     assert not torch.allclose(network(x, windows), network(x), atol=1e-2)
-    for wrapper in (Ensemble(network, 2), Mirrored(network), Mirrored(Ensemble(network, 2), axes=[3])):
+    for wrapper in (Ensemble(network, 2), Mirrored(network, ALL), Mirrored(Ensemble(network, 2), axes=[1])):
         assert wrapper.takes_windows
         torch.testing.assert_close(wrapper(x, windows), network(x, windows))
         torch.testing.assert_close(wrapper(x), network(x))
 
 
 def test_a_network_without_windows_has_none_in_an_ensemble():
-    assert not Mirrored(Ensemble(Scaled(1.0), 2)).takes_windows
+    assert not Mirrored(Ensemble(Scaled(1.0), 2), ALL).takes_windows

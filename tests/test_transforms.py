@@ -16,9 +16,12 @@ from monai.data import MetaTensor
 from monai.transforms import (
     Compose,
     CropForegroundd,
+    Identityd,
     Invertd,
     NormalizeIntensity,
     Orientationd,
+    RandAxisFlipd,
+    RandFlipd,
     Spacing,
     SpatialResample,
 )
@@ -36,6 +39,7 @@ from scripts.data.transforms import (
     SpacingOfKeysd,
     ValuesToClassesd,
     ZeroMissingd,
+    flip_axes,
     is_nonzero,
     name_by_case,
 )
@@ -658,3 +662,26 @@ def test_pieces_touch_by_corners_and_each_organ_has_its_largest():
 def test_a_share_is_from_0_to_1():
     with pytest.raises(InputError, match=r"min_piece should be from 0 to 1, got 1\.5"):
         RemoveSmallPiecesd("pred", "brats2023", 1.5)
+
+
+def test_the_axes_that_a_training_flips():
+    """What test-time flips may mirror; an axis with no chance of a flip, or another transform in its place, is none."""
+    keys = ["image"]
+    transforms = [
+        RandFlipd(keys, prob=0.5, spatial_axis=0),
+        RandFlipd(keys, prob=0.0, spatial_axis=1),
+        RandFlipd(keys, prob=0.1, spatial_axis=[-1]),
+        Identityd(keys),
+    ]
+    assert flip_axes(transforms) == [0, 2]
+    assert flip_axes(transforms[1:2]) == []
+    assert flip_axes([RandFlipd(keys, prob=0.5)]) == flip_axes([RandAxisFlipd(keys, prob=0.5)]) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("modality", "warned"), [("ct", True), ("CT arterial", True), ("octane", False)])
+def test_a_ct_without_its_numbers_is_told(modality, warned, caplog):
+    NormalizeChannelsd("image", [modality], {})
+    assert (f"{modality} has units, of which 0 is water" in caplog.text) == warned
+    caplog.clear()
+    NormalizeChannelsd("image", [modality], {modality: {"low": 0, "high": 1, "mean": 0.5, "std": 1}})
+    assert not caplog.text

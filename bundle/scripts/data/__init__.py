@@ -20,6 +20,7 @@ from .transforms import (
     SpacingOfKeysd,
     ValuesToClassesd,
     ZeroMissingd,
+    flip_axes,
     is_nonzero,
     name_by_case,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "SpacingOfKeysd",
     "ValuesToClassesd",
     "ZeroMissingd",
+    "flip_axes",
     "inference_cases",
     "init_worker",
     "is_nonzero",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
@@ -28,16 +29,21 @@ __all__ = [
     "check_same_space",
     "corner_distance",
     "image_loader",
+    "is_ct",
     "is_invertible",
     "read",
     "read_checked",
 ]
 
-CT = "ct"  # in Hounsfield units, where 0 is water, the same in each scan
 # How far apart corners of two files of one case may lie, in voxels. Rounding in headers moves the corner of a brain by
 # some hundredths of a millimeter; a tenth of a voxel is far below what can be outlined.
 CORNER_TOLERANCE = 0.1
 OF_TORCH = ("u1", "i1", "i2", "i4", "i8", "f4", "f8")  # types of files that torch has, too
+
+
+def is_ct(modality: str) -> bool:
+    """Whether a channel is one in Hounsfield units, where 0 is water, by its name: ``ct``, ``CT arterial``."""
+    return "ct" in re.split(r"[^a-z0-9]+", modality.lower())
 
 
 class LoadImageCased(LoadImaged):
@@ -117,7 +123,7 @@ class LoadImageCased(LoadImaged):
             lowest, highest = (float(value) for value in volume.as_tensor().aminmax())  # NaN if there is one
             if not (math.isfinite(lowest) and math.isfinite(highest)):
                 raise InputError(f"Case {case_id}: {name} should be finite, {file} holds NaN or infinity.")
-            constant = 0.0 if name == CT else air(volume)
+            constant = 0.0 if is_ct(name) else air(volume)
             if lowest == highest == constant:
                 raise InputError(f"Case {case_id}: {name} should show something, {file} is zero everywhere.")
             if constant:

@@ -17,11 +17,13 @@ from monai.transforms import (
     Invertd,
     InvertibleTransform,
     MapTransform,
+    RandAxisFlipd,
+    RandFlipd,
     RandomizableTransform,
     Spacingd,
     SpatialResample,
 )
-from monai.utils import TraceKeys
+from monai.utils import TraceKeys, ensure_tuple
 from scipy import ndimage
 
 from ..errors import InputError
@@ -35,6 +37,7 @@ from .labels import (
     regions_to_classes,
     values_to_classes,
 )
+from .loading import is_ct
 
 __all__ = [
     "ClassesToRegionsd",
@@ -49,11 +52,24 @@ __all__ = [
     "SpacingOfKeysd",
     "ValuesToClassesd",
     "ZeroMissingd",
+    "flip_axes",
     "is_nonzero",
     "name_by_case",
 ]
 
 logger = logging.getLogger(__name__)
+
+
+def flip_axes(transforms: Sequence[Any]) -> list[int]:
+    """The axes of a volume, 0 to 2, on which the transforms of a training flip some of its crops."""
+    axes: set[int] = set()
+    for transform in transforms:
+        if isinstance(transform, RandAxisFlipd) and transform.prob > 0:
+            axes |= {0, 1, 2}
+        elif isinstance(transform, RandFlipd) and transform.prob > 0:
+            axis = transform.flipper.spatial_axis
+            axes |= {0, 1, 2} if axis is None else {each % 3 for each in ensure_tuple(axis)}
+    return sorted(axes)
 
 
 def is_nonzero(image: torch.Tensor) -> torch.Tensor:
@@ -246,6 +262,11 @@ class NormalizeChannelsd(MapTransform):
                     f"intensities should have {', '.join(INTENSITIES)} of {name}, low below high and std above 0, "
                     f"it has {dict(numbers)}."
                 )
+        if without := [name for name in modalities if is_ct(name) and name not in intensities]:
+            logger.warning(
+                f"{', '.join(without)} has units, of which 0 is water, and intensities has no numbers of it: it is "
+                "normalized by its nonzero voxels as an MRI is. python -m scripts plan finds the numbers."
+            )
         self.numbers = [intensities.get(name) for name in modalities]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

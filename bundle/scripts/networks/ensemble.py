@@ -9,6 +9,7 @@ from itertools import chain, combinations
 import torch
 from torch import nn
 
+from ..errors import InputError
 from .norms import Windows
 
 __all__ = ["Ensemble", "Mirrored"]
@@ -41,13 +42,20 @@ class Mirrored(nn.Module):
 
     Args:
         network: predicts each of them.
-        axes: of an image (B, C, H, W, D), 2 to 4; all their combinations are taken, eight for three axes.
+        axes: of a volume (H, W, D), 0 to 2: those that were flipped in the training, else a class that is told by its
+            side is blended with its counterpart. All their combinations are taken, eight for three axes.
+
+    Raises:
+        InputError: when there is none.
     """
 
-    def __init__(self, network: nn.Module, axes: Sequence[int] = (2, 3, 4)) -> None:
+    def __init__(self, network: nn.Module, axes: Sequence[int]) -> None:
         super().__init__()
         self.network = network
-        self.flips = [list(flip) for flip in chain(*(combinations(axes, n) for n in range(1, len(axes) + 1)))]
+        if not axes:
+            raise InputError("The weights were trained without flips, as their record says: leave out tta.json.")
+        dims = [axis + 2 for axis in axes]
+        self.flips = [list(flip) for flip in chain(*(combinations(dims, n) for n in range(1, len(dims) + 1)))]
 
         self.takes_windows = getattr(network, "takes_windows", False)
 

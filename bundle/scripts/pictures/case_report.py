@@ -30,7 +30,7 @@ from ..checks.faults import Fault
 from ..checks.preflight import preflight
 from ..data.cases import LABEL, MODALITIES, WHOLE, Case, find_cases
 from ..data.labels import Convention, is_lesion, outermost, regions
-from ..data.loading import CT
+from ..data.loading import is_ct
 from ..errors import InputError
 from ..evaluation.calibration import check_probabilities, expected_dice
 from ..evaluation.lesions import TOUCHING
@@ -313,7 +313,7 @@ def has_temperature(weights: Mapping[str, Any] | None) -> bool:
 def write_report(case: ShownCase, content: Mapping[str, Any], output: Path) -> None:
     """Writes a report as HTML to ``output``, and as JSON beside it."""
     box = box_of(case)
-    greys = {name: soft_tissue(image) if name == CT else window(image) for name, image in case.images.items()}
+    greys = {name: soft_tissue(image) if is_ct(name) else window(image) for name, image in case.images.items()}
     page = (
         templates()
         .get_template("case_report.html")

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from ..data.cases import MODALITIES, WHOLE, channel_names, find_cases, first_file
 from ..data.labels import NAME, Convention
-from ..data.loading import CT, LoadImageCased
+from ..data.loading import LoadImageCased, is_ct
 from ..data.transforms import ValuesToClassesd
 from ..errors import InputError
 
@@ -79,7 +79,7 @@ def read_fingerprint(
     )
     chosen = np.unique(np.linspace(0, len(entries) - 1, min(MOST_CASES, len(entries))).round().astype(int))
     boxes, spacings, centers = [], [], []
-    samples: dict[str, list[np.ndarray]] = {name: [] for name in modalities if name == CT}
+    samples: dict[str, list[np.ndarray]] = {name: [] for name in modalities if is_ct(name)}
     generator = np.random.default_rng(0)
     for index in tqdm(chosen, desc="reading", leave=False, disable=None):
         case = load(dict(entries[index]))

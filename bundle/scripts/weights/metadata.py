@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..data.labels import class_names, classes_to_values
-from ..data.loading import CT
+from ..data.loading import is_ct
 from ..errors import InputError
 from ..files import whole_file
 from .record import convention_to_write, read_record
@@ -65,7 +65,7 @@ def metadata_of(metadata: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]
             "inputs": {
                 "image": {
                     **image,
-                    "modality": "CT" if modalities == [CT] else "MR",
+                    "modality": "CT" if all(map(is_ct, modalities)) else "MR",
                     "num_channels": len(modalities),
                     "channel_def": {str(number): name for number, name in enumerate(modalities)},
                 }
