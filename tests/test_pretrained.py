@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from monai.bundle import ConfigParser
 
 from scripts.errors import InputError
 from scripts.networks import MISSU
@@ -16,6 +17,7 @@ from scripts.weights.checkpoints import save_weights
 from scripts.weights.pretrained import frozen_teacher, load_pretrained, parent_of
 from scripts.weights.record import arguments_of, describe
 
+CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
 SIZE = {"init_filters": 8, "hidden_size": 16, "mlp_dim": 16, "num_layers": 1, "num_heads": 2}
 GLIOMAS = {"modalities": ["t1", "t1ce", "t2", "flair"], "label_convention": "brats2018"}
 
@@ -86,6 +88,47 @@ def test_a_frozen_encoder_stays_and_the_rest_learns(parent):
     new(torch.rand(1, 4, 16, 16, 16)).sum().backward()
     assert all(weight.grad is None for weight in new.encoder.parameters())
     assert all(weight.grad is not None for weight in new.decoder.parameters())
+
+
+def test_an_encoder_is_not_frozen_where_it_would_stay_random(parent):
+    new = network(2, 4)
+    with pytest.raises(InputError, match=r"freeze_encoder needs .* encoder\.0\.0\.0\.weight: dwi is new"):
+        load_pretrained(new, parent[1], ["flair", "dwi"], "brats2018", freeze_encoder=True)
+    assert all(weight.requires_grad for weight in new.parameters())
+    fewer = network(2, 4)
+    load_pretrained(fewer, parent[1], ["flair", "t1"], "brats2018", freeze_encoder=True)
+    assert not any(weight.requires_grad for weight in fewer.encoder.parameters())
+
+
+def test_channels_of_regions_are_not_begun_with_those_of_classes(parent, tmp_path):
+    """Three of both, by other names: of BraTS the classes are the background, NCR, ED, ET, the regions TC, WT, ET."""
+    _, path = parent
+    new, untouched = network(4, 3), network(4, 3)
+    lacking = load_pretrained(new, path, **GLIOMAS, softmax=False)
+    assert torch.equal(new.head.weight, untouched.head.weight)
+    assert "head.weight: its channels are classes, not regions" in lacking
+    of_regions = str(tmp_path / "regions.pt")
+    record = json.loads(Path(path).with_suffix(".json").read_text())
+    made = network(4, 3, seed=2)
+    save_weights(made, of_regions, record | {"settings": record["settings"] | {"softmax": False}})
+    assert load_pretrained(new, of_regions, **GLIOMAS, softmax=False) == []
+    assert torch.equal(new.head.weight, made.head.weight)
+
+
+def test_fine_tuning_normalizes_a_ct_as_the_weights_were_trained(parent, tmp_path):
+    made, path = parent
+    record = json.loads(Path(path).with_suffix(".json").read_text())
+    numbers = {"low": -50.0, "high": 250.0, "mean": 100.0, "std": 40.0}
+    settings = record["settings"] | {"modalities": ["ct", "pet", "t1", "t2"], "intensities": {"ct": numbers}}
+    settings |= {"stretch": 1.0, "invert_logits": True}
+    save_weights(made, str(tmp_path / "ct.pt"), record | {"settings": settings})
+    for modalities, intensities in ((["pet", "ct"], {"ct": numbers}), (["t1"], {})):
+        config = ConfigParser()
+        config.read_config([str(CONFIGS / name) for name in ("train.json", "finetune.json")])
+        config.update({"pretrained": str(tmp_path / "ct.pt"), "modalities": modalities})
+        assert config.get_parsed_content("intensities") == intensities
+        assert config.get_parsed_content("stretch") == 1.0
+        assert config.get_parsed_content("invert_logits") is True
 
 
 @pytest.mark.parametrize(

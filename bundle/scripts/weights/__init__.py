@@ -5,7 +5,7 @@ from __future__ import annotations
 from .checkpoints import CheckpointLoader, WeightsSaver, fold_checkpoints
 from .compiled import OpenvinoNetwork, computed_by, with_engine
 from .engines import OnnxNetwork, TorchExportNetwork, TorchScriptNetwork
-from .pretrained import frozen_teacher, load_pretrained, network_like, parent_of
+from .pretrained import frozen_teacher, intensities_like, load_pretrained, network_like, parent_of
 from .record import (
     check_channels,
     check_contract,
@@ -30,6 +30,7 @@ __all__ = [
     "convention_to_write",
     "fold_checkpoints",
     "frozen_teacher",
+    "intensities_like",
     "load_pretrained",
     "network_like",
     "network_of_record",

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from ..data.labels import Convention, class_names
+from ..data.labels import Convention, class_names, regions
 from ..data.patients import patient_of
 from ..errors import InputError, flag
 from ..networks import MISSU
@@ -24,7 +24,7 @@ from .record import (
     trained_patients,
 )
 
-__all__ = ["frozen_teacher", "load_pretrained", "network_like", "parent_of"]
+__all__ = ["frozen_teacher", "intensities_like", "load_pretrained", "network_like", "parent_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,17 @@ def parent_of(pretrained: str) -> dict[str, Any]:
         **({"patients": told} if told else {}),
         **({"license": terms} if terms else {}),
     }
+
+
+def intensities_like(pretrained: str, modalities: Sequence[str]) -> dict[str, dict[str, float]]:
+    """How other weights normalize channels that have units, such as a CT, of those modalities that are here, too.
+
+    Args:
+        pretrained: the weights.
+        modalities: names of the channels.
+    """
+    of = recorded(pretrained, "intensities", {})
+    return {name: of[name] for name in modalities if name in of}
 
 
 def network_like(pretrained: str, **arguments: Any) -> MISSU:
@@ -116,34 +127,44 @@ def load_pretrained(
     pretrained: str,
     modalities: Sequence[str],
     label_convention: Convention,
+    softmax: bool = True,
     freeze_encoder: bool = False,
 ) -> list[str]:
     """Starts a network from the weights of another, and says what it did not take from them.
 
     A weight is taken where name and shape agree. The first convolution takes the channels of the modalities that both
-    have, the head those of the classes that both have; the position table is resampled where its grid is another.
+    have, the head those of the classes, or regions, that both have; the position table is resampled where its grid is
+    another.
 
     Args:
         network: the network to be trained.
         pretrained: the weights, with their record beside them.
         modalities: of the network, in the order of its channels.
         label_convention: of the network's classes.
+        softmax: whether the network has a channel for each class, and not for each region.
         freeze_encoder: whether the encoder stays as it is.
 
     Returns:
         What was not loaded, one line each.
 
     Raises:
-        InputError: when there are no such weights, they have no record, or hardly any of them fits.
+        InputError: when there are no such weights, they have no record, hardly any of them fits, or a part of the
+            encoder that is to stay as it is would stay random.
     """
     path = Path(pretrained)
     settings = settings_of_weights(path, "pretrained")
     old = read_state(path)
     new = {key: weight.clone() for key, weight in network.state_dict().items()}  # loaded whole, or not at all
+    softmax = flag("softmax", softmax)
+    had_softmax = settings.get("softmax", True)
+    had, wanted = (
+        class_names(convention) if of_classes else list(regions(convention))
+        for convention, of_classes in ((settings["label_convention"], had_softmax), (label_convention, softmax))
+    )
     names = {
         FIRST: (1, settings["modalities"], list(modalities)),
-        f"{HEAD}.weight": (0, class_names(settings["label_convention"]), class_names(label_convention)),
-        f"{HEAD}.bias": (0, class_names(settings["label_convention"]), class_names(label_convention)),
+        f"{HEAD}.weight": (0, had, wanted),
+        f"{HEAD}.bias": (0, had, wanted),
     }
     for key, (axis, had, _) in names.items():
         if key in old and old[key].shape[axis] != len(had):
@@ -151,34 +172,44 @@ def load_pretrained(
                 f"The record of {path} should name each channel of the weights, {key} has {old[key].shape[axis]}, it "
                 f"names {', '.join(had)}."
             )
-    lacking, num_loaded = [], 0
+    fresh: list[str] = []  # begins at random
+    num_loaded = 0
     for key, weight in new.items():
         if key not in old:
-            lacking.append(f"{key}: not in it")
+            fresh.append(f"{key}: not in it")
+        elif key.startswith(f"{HEAD}.") and had_softmax != softmax:
+            has, has_not = ("classes", "regions") if had_softmax else ("regions", "classes")
+            fresh.append(f"{key}: its channels are {has}, not {has_not}")
         elif key in names and names[key][1] != names[key][2]:
             axis, had, wanted = names[key]
             shared = [name for name in wanted if name in had]
             for name in shared:
                 weight.select(axis, wanted.index(name)).copy_(old[key].select(axis, had.index(name)))
             num_loaded += weight.numel() * len(shared) // len(wanted)
-            lacking += [f"{key}: {name} is new" for name in wanted if name not in had]
-            lacking += [f"{key}: {name} is left out" for name in had if name not in wanted]
+            fresh += [f"{key}: {name} is new" for name in wanted if name not in had]
         elif key == POSITIONS and old[key].shape[1] == weight.shape[1]:
             weight.copy_(F.interpolate(old[key].float(), size=weight.shape[2:], mode="trilinear", align_corners=False))
             num_loaded += weight.numel()
         elif old[key].shape != weight.shape:
-            lacking.append(f"{key}: its shape is {list(old[key].shape)}, not {list(weight.shape)}")
+            fresh.append(f"{key}: its shape is {list(old[key].shape)}, not {list(weight.shape)}")
         else:
             weight.copy_(old[key])
             num_loaded += weight.numel()
-    lacking += [f"{key}: unknown to this network" for key in old if key not in new]
+    unused = [f"{key}: unknown to this network" for key in old if key not in new]
+    unused += [f"{key}: {name} is left out" for key in names for name in names[key][1] if name not in names[key][2]]
+    lacking = fresh + unused
     share = num_loaded / sum(weight.numel() for weight in new.values())
     if share < LEAST_LOADED:
         raise InputError(
             f"pretrained should be weights of such a network, {share:.0%} of it could be loaded from {path}: "
             f"{lacking[0]}."
         )
+    freeze_encoder = flag("freeze_encoder", freeze_encoder)
+    if freeze_encoder and (of_encoder := [line for line in fresh if line.startswith("encoder.")]):
+        raise InputError(
+            f"freeze_encoder needs an encoder that {path} has wholly, this would stay random: {of_encoder[0]}."
+        )
     network.load_state_dict(new)
-    network.encoder.requires_grad_(not flag("freeze_encoder", freeze_encoder))
+    network.encoder.requires_grad_(not freeze_encoder)
     logger.info("\n".join([f"Begins with {share:.1%} of its weights from {path}; not loaded:", *(lacking or ["none"])]))
     return lacking
