@@ -214,10 +214,18 @@ def test_plan_train_score_and_segment(scans, planned, tmp_path):
             "The labels should hold liver, those of 1 cases are empty.",
         ),
         ({"channel_names": {"0": "CT"}, "labels": LABELS}, ["--hours", "1e-9"], "hours should be "),
+        ({"channel_names": {"0": "CT"}, "labels": LABELS}, ["--hours", "nan"], "hours should be above 0, got nan."),
+        ({"channel_names": {"0": "CT"}, "labels": LABELS}, ["--memory_gib", "0"], "memory_gib should be above 0"),
+        ({"channel_names": {"0": "CT"}, "labels": LABELS}, ["--fold", "1"], "fold belongs to a datalist with folds"),
+        (
+            {"channel_names": {"0": "CT"}, "labels": LABELS},
+            ["--modalities", "['ct','ct']"],
+            "modalities should be different ones, got ct, ct.",
+        ),
     ],
     ids=[
         *("no channels", "no labels", "doubled channel", "missing channel", "code", "beyond labels", "list", "empty"),
-        "no time",
+        *("no time", "no hours", "no memory", "no folds", "modality twice"),
     ],
 )
 def test_what_keeps_a_plan_from_being_made(tmp_path, content, more, sentence):

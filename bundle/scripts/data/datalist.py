@@ -222,6 +222,8 @@ def _entries(
         if fold not in range(datalist["folds"]):
             raise InputError(f"fold should be from 0 to {datalist['folds'] - 1}, as {name} has folds, got {fold}.")
         entries = [entry for entry in datalist["training"] if (entry["fold"] == fold) == (split == "validation")]
+    elif fold is not None and split in ("training", "validation"):
+        raise InputError(f"fold belongs to a datalist with folds, {name} has none, got {fold}.")
     if not entries:
         raise InputError(f"The datalist should have at least one case for {split}, {name} has none.")
     if split in (ALL, *LABELLED):

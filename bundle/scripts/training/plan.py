@@ -24,7 +24,7 @@ from ..arguments import listed, mapped
 from ..data.datalist import load_datalist
 from ..data.labels import LABEL_CONVENTIONS, Convention, class_names, given_or_found, num_classes, recorded_convention
 from ..errors import InputError
-from ..files import whole_file
+from ..files import check_new, whole_file
 from ..memory import gib
 from .fingerprint import PERCENTILES, find_modalities, read_fingerprint
 from .schedule import (
@@ -179,7 +179,9 @@ def make_plan(
     if crop != wanted:
         reason += f" That would be {wanted}: the longest side was halved until the memory sufficed."
     plan.set("roi_size", crop, reason)
-    share = math.prod(crop) / max(1, math.prod(median.tolist()))
+    # Crops of a training are taken of the whole file, what is around the box among it.
+    whole = np.median(seen.shape * seen.spacing_mm / target, axis=0)
+    share = math.prod(crop) / max(1.0, math.prod(whole.tolist()))
     per_case = 2 if share < LEAST_SHARE and most_crops > 1 else 1
     speed = measure_speed(crop, len(modalities), num_classes(label_convention))
     schedule = plan_schedule(len(entries), per_case, most_crops, speed, hours)
@@ -250,7 +252,7 @@ def make_plan(
                 "neg": 1,
                 "num_samples": per_case,
             },
-            f"A crop holds {share:.0%} of a median case: every second one is put on a class.",
+            f"A crop holds {share:.0%} of the file of a median case: every second one is put on a class.",
         )
     return plan
 
@@ -270,9 +272,14 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--memory_gib", type=float, help="that the training may take; default: what is free here")
     parser.add_argument("--suffixes", type=mapped, help="ends of foreign file names: \"{'T1w':'t1','dseg':'seg'}\"")
     arguments = parser.parse_args(argv)
-    if arguments.output.exists():
-        raise InputError(f"output should be a new file, {arguments.output} exists.")
+    check_new("output", arguments.output, ".json")
+    for name in ("hours", "memory_gib"):
+        value = getattr(arguments, name)
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"{name} should be above 0, got {value:g}.")
     modalities = arguments.modalities or find_modalities(arguments.dataset_dir, arguments.suffixes)
+    if len(set(modalities)) < len(modalities):
+        raise InputError(f"modalities should be different ones, got {', '.join(modalities)}.")
     convention = given_or_found(arguments.label_convention, arguments.dataset_dir)
     num_classes(convention)  # before cases are read
     entries = load_datalist(
@@ -283,7 +290,7 @@ def main(argv: Sequence[str]) -> None:
         arguments.fold,
         suffixes=arguments.suffixes,
     )
-    memory = arguments.memory_gib * 2**30 if arguments.memory_gib else memory_of_device()
+    memory = memory_of_device() if arguments.memory_gib is None else arguments.memory_gib * 2**30
     plan = make_plan(entries, modalities, convention, memory, arguments.hours)
     if arguments.suffixes:
         plan.set("suffixes", arguments.suffixes, "As it was given.")
