@@ -514,8 +514,10 @@ def check_unseen(
         of_training = {*trained.values()}
         seen = [case_id for case_id in scored if case_id in trained or scored[case_id] in of_training]
         if seen:
+            of_dataset = f" (data set {record['dataset']})" if record and record.get("dataset") else ""
             raise InputError(
-                f"{len(seen)} of the {len(scored)} cases to score, such as {seen[0]}, are of patients that the weights "
-                f"{path} were trained on: name others by --split or --dataset_dir, or score them all the same by "
+                f"{len(seen)} of the {len(scored)} cases to score, such as {seen[0]}, are by their IDs of patients that "
+                f"the weights {path} were trained on, or those that they began with{of_dataset}: name others by --split "
+                "or --dataset_dir. Where another data set has the same IDs, or to score them all the same: "
                 "--allow_training_cases true."
             )
