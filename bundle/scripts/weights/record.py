@@ -516,8 +516,8 @@ def check_unseen(
         if seen:
             of_dataset = f" (data set {record['dataset']})" if record and record.get("dataset") else ""
             raise InputError(
-                f"{len(seen)} of the {len(scored)} cases to score, such as {seen[0]}, are by their IDs of patients that "
-                f"the weights {path} were trained on, or those that they began with{of_dataset}: name others by --split "
-                "or --dataset_dir. Where another data set has the same IDs, or to score them all the same: "
+                f"{len(seen)} of the {len(scored)} cases to score, such as {seen[0]}, are by their IDs of patients "
+                f"that the weights {path} were trained on, or those that they began with{of_dataset}: name others by "
+                "--split or --dataset_dir. Where another data set has the same IDs, or to score them all the same: "
                 "--allow_training_cases true."
             )
