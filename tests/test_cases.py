@@ -141,7 +141,7 @@ def test_nnunet(tmp_path):
     assert case.case_id == "BRATS_001"
     assert case.file("seg") == tmp_path / "labelsTr" / "BRATS_001.nii.gz"
     assert case.image(["flair"]) == {"flair": tmp_path / "imagesTr" / "BRATS_001_0003.nii.gz"}
-    with pytest.raises(InputError, match=r"Case a_1: t2 is missing, there is no a_1_0002\.nii\.gz in "):
+    with pytest.raises(InputError, match=r"Case a_1: t2 is missing, there is no .*/imagesTs/a_1_0002\.nii\.gz\."):
         find_cases(tmp_path)[1].image(MODALITIES)
 
 
@@ -155,8 +155,10 @@ def test_nnunet(tmp_path):
         ({"channel_names": {"0": "T1", "1": ""}}, "should name the channels as"),
         ({"channel_names": {"a": "T1"}}, "should name the channels as"),
         ({"channel_names": ["T1"]}, "should name the channels as"),
+        ({"channel_names": {"0": "CT", "1": "seg"}}, "should name channels other than seg and image.* names one seg"),
+        ({"channel_names": {"0": "CT", "1": "T2, b"}}, "without a comma, it names one t2, b"),
     ],
-    ids=["none", "too few", "one twice", "a gap", "no name", "no number", "a list"],
+    ids=["none", "too few", "one twice", "a gap", "no name", "no number", "a list", "a label", "a comma"],
 )
 def test_channels_without_a_name_are_refused(tmp_path, content, rule):
     if content is not None:
@@ -164,6 +166,34 @@ def test_channels_without_a_name_are_refused(tmp_path, content, rule):
     touch(tmp_path, "imagesTr/a_0001.nii.gz")
     with pytest.raises(InputError, match=rule):
         find_cases(tmp_path)
+
+
+def test_an_id_may_end_as_a_modality_does(tmp_path):
+    """The label is none of its scans, nor is one file of all channels the scan of one."""
+    write_dataset_json(tmp_path / "nnunet", channel_names={"0": "CT"})
+    touch(tmp_path / "nnunet", "imagesTr/case_004_ct_0000.nii.gz", "labelsTr/case_004_ct.nii.gz")
+    assert found(tmp_path / "nnunet") == {
+        "case_004_ct": {"ct": ["imagesTr/case_004_ct_0000.nii.gz"], "seg": ["labelsTr/case_004_ct.nii.gz"]}
+    }
+    write_dataset_json(tmp_path / "decathlon", modality=DECATHLON)
+    touch(tmp_path / "decathlon", "imagesTr/sub00_flair.nii.gz", "labelsTr/sub00_flair.nii.gz")
+    assert found(tmp_path / "decathlon") == {
+        "sub00_flair": {"image": ["imagesTr/sub00_flair.nii.gz"], "seg": ["labelsTr/sub00_flair.nii.gz"]}
+    }
+    for path in ("imagesTr/sub00_flair.nii.gz", "labelsTr/sub00_flair.nii.gz"):
+        assert case_of(tmp_path / "decathlon" / path).case_id == "sub00_flair"
+
+
+def test_a_number_may_belong_to_the_id(tmp_path):
+    """As in AMOS: four digits, a label of the same name, or more than there are channels."""
+    write_dataset_json(tmp_path, modality={"0": "CT"})
+    touch(tmp_path, "imagesTr/amos_0000.nii.gz", "labelsTr/amos_0000.nii.gz", "imagesTs/amos_0100.nii.gz")
+    touch(tmp_path, "imagesTr/old_1_0000.nii.gz", "labelsTr/old_1.nii.gz")  # nnU-Net v1
+    assert {case_id: sorted(files) for case_id, files in found(tmp_path).items()} == {
+        "amos_0000": ["image", "seg"],
+        "amos_0100": ["image"],
+        "old_1": ["ct", "seg"],
+    }
 
 
 SUFFIXES = {"T1w": "t1", "ce-gadolinium_T1w": "t1ce", "T2w": "t2", "FLAIR": "flair", "dseg": "seg"}

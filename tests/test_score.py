@@ -125,3 +125,23 @@ def test_the_distance_of_a_missed_region(folders, more, expected):
     assert score(folders, *CONVENTIONS, *more) is None
     rows = list(csv.DictReader((folders["output"] / "metrics.csv").read_text().splitlines()))
     assert float(rows[3]["hd95_mm_wt"]) == pytest.approx(expected)
+
+
+def test_the_id_of_a_mask_may_end_as_a_modality_does(folders, tmp_path):
+    """As nnU-Net names labels and masks; beside another whose ID does not."""
+    labels = tmp_path / "raw" / "labelsTr"
+    labels.mkdir(parents=True)
+    for old, new in (("case_1", "case_1_ct"), ("case_2", "case_2")):
+        next(folders["truth"].rglob(f"{old}_seg.nii.gz")).rename(labels / f"{new}.nii.gz")
+        (folders["predicted"] / f"{old}_seg.nii.gz").rename(folders["predicted"] / f"{new}.nii.gz")
+    for name in ("case_0", "case_3"):
+        (folders["predicted"] / f"{name}_seg.nii.gz").unlink()
+    assert score({**folders, "truth": tmp_path / "raw"}, *CONVENTIONS) is None
+    rows = list(csv.DictReader((folders["output"] / "metrics.csv").read_text().splitlines()))
+    assert [(row["case"], row["dice_wt"]) for row in rows] == [("case_1_ct", "1.0000"), ("case_2", "1.0000")]
+
+
+def test_two_masks_of_one_case(folders):
+    mask = folders["predicted"] / "case_1_seg.nii.gz"
+    shutil.copy(mask, folders["predicted"] / "case_1.nii.gz")
+    assert "Case case_1: its mask is doubled" in str(score(folders, *CONVENTIONS))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import InputError
+from ..files import read_json
 
 __all__ = ["Case", "case_id_of", "case_of", "cases_of_batch", "find_cases", "first_file", "list_cases", "mask_of"]
 
@@ -63,18 +64,20 @@ class Case:
         """
         found = self.files.get(name, [])
         if not found:
-            names = (
-                channel_names(self.folder) if any((self.folder / folder).is_dir() for folder in IMAGE_FOLDERS) else ()
-            )
-            ending = f"{names.index(name):04d}" if name in names else name
-            raise InputError(
-                f"Case {self.case_id}: {name} is missing, there is no {self.case_id}_{ending}.nii.gz in {self.folder}."
-            )
+            raise InputError(f"Case {self.case_id}: {name} is missing, there is no {self.looked_for(name)}.")
         if len(found) > 1:
             raise InputError(
                 f"Case {self.case_id}: {name} is doubled, one file is allowed: {' and '.join(map(str, found))}."
             )
         return found[0]
+
+    def looked_for(self, name: str) -> Path:
+        """What the file of a modality name would be called, beside the case's other files."""
+        folders = [paths[0].parent for key, paths in sorted(self.files.items()) if (key == LABEL) == (name == LABEL)]
+        folder = folders[0] if folders else self.folder
+        numbered = name in self.channels and self.folder != folder
+        ending = f"_{self.channels.index(name):04d}" if numbered else "" if name == WHOLE else f"_{name}"
+        return folder / f"{self.case_id}{ending}{NIFTI_EXTENSIONS[0]}"
 
     def image(self, modalities: Sequence[str]) -> Path | dict[str, Path]:
         """The file of each modality by name, in the order given, or the one 4D file."""
@@ -111,22 +114,50 @@ def split_file_name(path: Path, suffixes: Mapping[str, str] | None = None) -> Fi
         return None
     if modality := MISNAMED.get((folder.name, stem)):
         return FileName(folder, folder.name, modality)
+    # Their names end with a number, or with the case's ID, whatever that ends with.
+    if folder.name in LABEL_FOLDERS:
+        return FileName(folder.parent, re.sub(f"[_-]{LABEL}$", "", stem), LABEL)
+    if folder.name in IMAGE_FOLDERS and channel_names(folder.parent):
+        return numbered_channel(path, stem) or FileName(folder.parent, stem, WHOLE)
     cut = max(stem.rfind("_"), stem.rfind("-"))
     if cut > 0 and (modality := MODALITY_OF_SUFFIX.get(stem[cut + 1 :].lower())):
         return FileName(folder, stem[:cut], modality)
-    if folder.name in LABEL_FOLDERS:
-        return FileName(folder.parent, stem, LABEL)
     if folder.name in IMAGE_FOLDERS:
-        numbered = re.fullmatch(r"(.+)_(\d{4})", stem)
-        if numbered is None:
-            return FileName(folder.parent, stem, WHOLE)
-        names, index = channel_names(folder.parent), int(numbered[2])
-        if index >= len(names):
-            raise InputError(
-                f"{path} is channel {index}, {folder.parent / 'dataset.json'} should name it, it names {len(names)}."
-            )
-        return FileName(folder.parent, numbered[1], names[index])
+        return numbered_channel(path, stem) or FileName(folder.parent, stem, WHOLE)
     return FileName(folder, stem, WHOLE)
+
+
+def numbered_channel(path: Path, stem: str) -> FileName | None:
+    """What ``imagesTr/<case>_0000.nii.gz`` is: one channel of a case; none where the number belongs to the ID.
+
+    nnU-Net v2 (``channel_names``) numbers each file. Of a ``dataset.json`` with ``modality``, which nnU-Net v1 has
+    and the Decathlon, a file with a label of its own name, or a number that no channel has, is a whole case.
+    """
+    numbered = re.fullmatch(r"(.+)_(\d{4})", stem)
+    if numbered is None:
+        return None
+    root = path.parent.parent
+    names, index = channel_names(root), int(numbered[2])
+    if names and "channel_names" not in read_dataset_json(root):
+        labels = (root / folder / f"{stem}{end}" for folder in LABEL_FOLDERS for end in NIFTI_EXTENSIONS)
+        if index >= len(names) or any(map(Path.is_file, labels)):
+            return None
+    if index >= len(names):
+        raise InputError(f"{path} is channel {index}, {root / 'dataset.json'} should name it, it names {len(names)}.")
+    return FileName(root, numbered[1], names[index])
+
+
+@lru_cache
+def read_dataset_json(root: Path) -> Mapping[str, Any]:
+    """The content of the ``dataset.json`` of a folder; nothing without that file.
+
+    Raises:
+        InputError: when it cannot be read, or holds something else.
+    """
+    path = root / "dataset.json"
+    if not path.is_file():
+        return {}
+    return read_json(path, "The description of the data set")
 
 
 @lru_cache
@@ -136,24 +167,27 @@ def channel_names(root: Path) -> tuple[str, ...]:
     Raises:
         InputError: when it cannot be read, or names a channel twice.
     """
-    path = root / "dataset.json"
-    if not path.is_file():
+    content = read_dataset_json(root)
+    if not content:
         return ()
+    path = root / "dataset.json"
     try:
-        content = json.loads(path.read_text())
         named = content.get("channel_names") or content.get("modality") or {}  # nnU-Net's word and the Decathlon's
         if not isinstance(named, Mapping):
             raise ValueError(f"it has {json.dumps(named)}")
         names = [str(named[key]).lower() for key in sorted(named, key=int)]
         if sorted(map(int, named)) != list(range(len(names))) or not all(names):
             raise ValueError(f"it has {json.dumps(named)}, where a number or a name is missing")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f'{path} should name the channels as {{"0": "FLAIR", ..}}, it does not: {error}.') from error
     channels = tuple(MODALITY_OF_CHANNEL.get(name, name) for name in names)
     if len(set(channels)) < len(channels):
         raise InputError(f"{path} should name each channel once, it names {', '.join(channels)}.")
+    if unclear := [name for name in channels if name in (LABEL, WHOLE) or "," in name]:
+        raise InputError(
+            f"{path} should name channels other than {LABEL} and {WHOLE}, which stand for a label and a file of all "
+            f"channels, and without a comma, it names one {unclear[0]}."
+        )
     return channels
 
 

@@ -9,7 +9,7 @@ Labels are ``<case>_seg.nii.gz`` or in one of the layouts of a data set, predict
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from monai.data import MetaTensor
 from tqdm.auto import tqdm
 
 from ..arguments import listed, mapped
-from ..data.cases import LABEL, WHOLE, Case, find_cases
+from ..data.cases import LABEL, WHOLE, files_below, find_cases, split_file_name
 from ..data.labels import (
     Convention,
     classes_to_regions,
@@ -67,7 +67,7 @@ def score_masks(
     truths = {
         case.case_id: case.file(LABEL) for case in find_cases(dataset_dir, suffixes=suffixes) if LABEL in case.files
     }
-    predictions = {case.case_id: mask_of(case) for case in find_cases(prediction_dir, knob="prediction_dir")}
+    predictions = find_masks(prediction_dir, truths)
     for case_id in sorted(truths.keys() ^ predictions.keys()):
         lacking, folder = ("prediction", prediction_dir) if case_id in truths else ("label", dataset_dir)
         raise InputError(f"Case {case_id}: the {lacking} is missing in {folder}.")
@@ -87,8 +87,30 @@ def score_masks(
     report.write()
 
 
-def mask_of(case: Case) -> Path:
-    return case.file(LABEL if LABEL in case.files else WHOLE)
+def find_masks(folder: str | Path, case_ids: Collection[str]) -> dict[str, Path]:
+    """The mask of each case of a folder: ``<case>.nii.gz``, whatever the ID of a known case ends with, or as our own.
+
+    Raises:
+        InputError: when there is no such folder, no mask in it, or two of one case.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise InputError(f"prediction_dir should be a folder of masks, {root} is not there.")
+    masks: dict[str, Path] = {}
+    for path in files_below(root):
+        name = split_file_name(path)
+        if name is None:
+            continue
+        stem = path.name[: path.name.lower().rindex(".nii")]
+        if stem not in case_ids and name.modality not in (LABEL, WHOLE):
+            continue  # a scan beside its mask
+        case_id = stem if stem in case_ids else name.case_id
+        if case_id in masks:
+            raise InputError(f"Case {case_id}: its mask is doubled, one file is allowed: {masks[case_id]} and {path}.")
+        masks[case_id] = path
+    if not masks:
+        raise InputError(f"prediction_dir should hold masks such as <case>_{LABEL}.nii.gz, {root} holds none.")
+    return masks
 
 
 def load_regions(case_id: str, path: Path, convention: Convention, label_convention: Convention) -> MetaTensor:
