@@ -76,6 +76,11 @@ def test_values_and_classes_both_ways(convention, values, make):
         ("nnunet", 4, "label_convention nnunet allows the values 0, 1, 2, 3, the label holds 4."),
         ("brats2018", -1, "label_convention brats2018 allows the values 0, 1, 2, 4, the label holds -1."),
         ("brats2018", 1.5, "label_convention brats2018 allows the values 0, 1, 2, 4, the label holds 1.5."),
+        (
+            "brats2018",
+            0.9999999,
+            "label_convention brats2018 allows the values 0, 1, 2, 4, the label holds 0.9999998807907104.",
+        ),
         ("brats2018", np.nan, "label_convention brats2018 allows the values 0, 1, 2, 4, the label holds nan."),
         (
             "brats2020",
@@ -93,6 +98,7 @@ def test_values_and_classes_both_ways(convention, values, make):
         "4 in nnunet",
         "negative",
         "between",
+        "nearly",
         "NaN",
         "unknown convention",
     ],
@@ -238,6 +244,30 @@ def test_regions_are_painted_in_the_order_of_the_data_set():
         (
             {"labels": {"background": 0, "wt": [1, 2], "et": 2}, "regions_class_order": [1, 3]},
             "label_convention should have regions_class_order with a value of labels for each of the 2 regions",
+        ),
+        (
+            {"labels": {"background": 0, "liver": 1.7}},
+            "label_convention should have whole numbers for liver, it has 1.7.",
+        ),
+        (
+            {"labels": {"background": 0, "liver": True}},
+            "label_convention should have whole numbers for liver, it has True.",
+        ),
+        (
+            {"labels": {"background": 0, "liver": 1, "cancer": 1}},
+            "label_convention has the values [1] for cancer and for liver, they would be one.",
+        ),
+        (
+            {"labels": {"background": 0, "et": 3, "tc": [2, 3], "wt": [1, 2, 3]}, "regions_class_order": [3, 2, 1]},
+            "label_convention should name tc before et, which lies in it",
+        ),
+        (
+            {"labels": {"background": 0, "wt": [1, 2, 3], "tc": [2, 3], "et": 3}, "regions_class_order": [3, 1, 2]},
+            "label_convention should have a value of its own for each region in regions_class_order, of wt 1, it has 3",
+        ),
+        (
+            {"labels": {"background": 0, "a": [1, 2], "b": [1, 3]}, "regions_class_order": [1, 1]},
+            "label_convention should have a value of its own for each region in regions_class_order, of b 3, it has 1",
         ),
         ({"labels": {"background": 0, "liver": 1, "ignore": 2}}, "label_convention has the label ignore, 2, which"),
         (

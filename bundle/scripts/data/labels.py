@@ -137,6 +137,8 @@ def of_dataset(content: Mapping[str, Any], title: str) -> Labels:
     values = sorted({value for values in values_of.values() for value in values})
     for name, of in values_of.items():
         covered = [value for value in of if value != 0 and value not in others]
+        if same := [other for other in values_of if other < name and values_of[other] == of]:
+            raise InputError(f"{title} has the values {list(of)} for {same[0]} and for {name}, they would be one.")
         if not covered:
             raise InputError(f"{title} names the region {name}, which no class covers: its values are {list(of)}.")
         if len(covered) < len(of):
@@ -151,6 +153,7 @@ def of_dataset(content: Mapping[str, Any], title: str) -> Labels:
         numbers = whole_numbers(order, title, wanted)
         if len(numbers) != len(values_of) or not set(numbers) <= set(values):
             raise InputError(f"{title} should have {wanted}, it has {order}.")
+        check_order(dict(zip(values_of, numbers)), values_of, title)
         order = numbers
     names = {0: BACKGROUND}
     for number in class_of.values():
@@ -159,6 +162,29 @@ def of_dataset(content: Mapping[str, Any], title: str) -> Labels:
         names[number] = name if size == 1 else f"{name}-{values[number - 1]}"
     table = {**class_of, **dict.fromkeys(others, 0)}
     return Labels(title, table, of_regions, tuple(names.values()), None if order is None else tuple(order))
+
+
+def check_order(order: Mapping[str, int], values_of: Mapping[str, tuple[int, ...]], title: str) -> None:
+    """Refuses a ``regions_class_order`` by which masks would come out otherwise than the labels are.
+
+    Each region stands for a value that it has and no region inside of it, and comes before those inside of it.
+    """
+    painted: set[int] = set()
+    names = list(order)
+    for place, name in enumerate(names):
+        inside = [other for other in names if set(values_of[other]) < set(values_of[name])]
+        if before := [other for other in names[:place] if other in inside]:
+            raise InputError(
+                f"{title} should name {name} before {before[0]}, which lies in it: regions_class_order paints each "
+                "region over those before it."
+            )
+        own = set(values_of[name]).difference(*(values_of[other] for other in inside)) or set(values_of[name])
+        if order[name] not in own or order[name] in painted:
+            raise InputError(
+                f"{title} should have a value of its own for each region in regions_class_order, of {name} "
+                f"{' or '.join(map(str, sorted(own - painted))) or 'none is left'}, it has {order[name]}."
+            )
+        painted.add(order[name])
 
 
 def read_labels(content: Mapping[str, Any], title: str) -> dict[str, tuple[int, ...]]:
@@ -197,7 +223,10 @@ def read_labels(content: Mapping[str, Any], title: str) -> dict[str, tuple[int, 
 def whole_numbers(values: Any, title: str, wanted: str) -> list[int]:
     """A number or a list of them, as such or as text."""
     try:
-        return [int(each) for each in (values if isinstance(values, list | tuple) else [values])]
+        numbers = values if isinstance(values, list | tuple) else [values]
+        if any(isinstance(each, bool) or int(each) != float(each) for each in numbers):
+            raise ValueError
+        return [int(each) for each in numbers]
     except (TypeError, ValueError) as error:
         raise InputError(f"{title} should have {wanted}, it has {values}.") from error
 
@@ -287,9 +316,14 @@ def values_to_classes(values: Array, convention: Convention) -> Array:
     if not known.all():
         raise InputError(
             f"{labels.title} allows the values {', '.join(map(str, [0, *labels.table]))}, "
-            f"the label holds {float(values[~known][0]):g}."
+            f"the label holds {short(float(values[~known][0]))}."
         )
     return classes
+
+
+def short(value: float) -> str:
+    """A number in few digits, in all where few would say another."""
+    return f"{value:g}" if float(f"{value:g}") == value or value != value else repr(value)
 
 
 def classes_to_values(classes: Array, convention: Convention) -> Array:
