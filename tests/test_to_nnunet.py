@@ -73,6 +73,7 @@ def test_folds_and_one_file_of_all_channels(tmp_path):
         (root / folder).mkdir(parents=True)
     for number in range(4):
         voxels = np.stack([np.full((4, 5, 6), 10 * channel + number + 1, np.int16) for channel in range(2)], axis=-1)
+        voxels[3] = 0
         label = np.zeros((4, 5, 6), np.uint8)
         label[0], label[1] = 2, 5
         nib.save(nib.Nifti1Image(voxels, np.eye(4)), root / "imagesTr" / f"case_{number}.nii.gz")
@@ -86,7 +87,7 @@ def test_folds_and_one_file_of_all_channels(tmp_path):
     splits = json.loads((output / "splits_final.json").read_text())
     assert [len(split["val"]) for split in splits] == [2, 2]
     assert sorted(splits[0]["val"] + splits[1]["val"]) == [f"case_{number}" for number in range(4)]
-    assert np.unique(nib.load(output / "imagesTr" / "case_3_0000.nii.gz").dataobj).tolist() == [14]
+    assert np.unique(nib.load(output / "imagesTr" / "case_3_0000.nii.gz").dataobj).tolist() == [0, 14]
     assert nib.load(output / "imagesTr" / "case_3_0001.nii.gz").shape == (4, 5, 6)
     written = json.loads((output / "dataset.json").read_text())
     assert written["labels"] == {"background": 0, "left": 1, "right": 2}
@@ -141,3 +142,49 @@ def test_a_dataset_json_says_what_the_commands_need(tmp_path, capsys):
     assert "PZ dice" in capsys.readouterr().out
     (root / "dataset.json").unlink()
     assert "What the values of labels mean is not guessed" in str(main([*scoring, "--output_dir", str(tmp_path)]))
+
+
+def prostate(root: Path) -> None:
+    """Four cases of one file with two channels each."""
+    for folder in ("imagesTr", "labelsTr"):
+        (root / folder).mkdir(parents=True)
+    for number in range(4):
+        voxels = np.random.default_rng(number).normal(100, 10, (8, 9, 10, 2)).astype(np.float32)
+        nib.save(nib.Nifti1Image(voxels, np.eye(4)), root / f"imagesTr/p{number}.nii.gz")
+        nib.save(nib.Nifti1Image(np.ones((8, 9, 10), np.uint8), np.eye(4)), root / f"labelsTr/p{number}.nii.gz")
+    content = {"modality": {"0": "T2", "1": "ADC"}, "labels": {"0": "background", "1": "prostate"}}
+    (root / "dataset.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "sentence"),
+    [
+        ("imagesTr", lambda voxels: voxels[..., 0], "should be 3D with 2 channel"),
+        ("imagesTr", lambda voxels: np.concatenate([voxels, voxels], -1), "should be 3D with 2 channel"),
+        ("imagesTr", lambda voxels: np.where(voxels > 120, np.nan, voxels), "should be finite"),
+        ("labelsTr", lambda voxels: voxels[:-1], "the files should have one shape"),
+    ],
+    ids=["3D", "four channels", "NaN", "label of another shape"],
+)
+def test_scans_that_do_not_fit_are_not_handed_on(tmp_path, file, change, sentence):
+    root = tmp_path / "Task"
+    prostate(root)
+    path = root / file / "p2.nii.gz"
+    nib.save(nib.Nifti1Image(change(np.asarray(nib.load(path).dataobj)), np.eye(4)), path)
+    with pytest.raises(InputError, match=rf"^Case p2: .*{sentence}"):
+        write_raw_folder(root, tmp_path / "out", ["t2", "adc"], root / "dataset.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["Task"]
+
+
+def test_whole_numbers_of_64_bits_are_written_as_they_are(tmp_path):
+    root = tmp_path / "Task"
+    prostate(root)
+    path = root / "imagesTr" / "p1.nii.gz"
+    voxels = np.arange(1, 1441).reshape(8, 9, 10, 2)
+    nib.save(nib.Nifti1Image(voxels, np.eye(4), dtype=np.int64), path)
+    datalist = tmp_path / "list.json"
+    datalist.write_text(json.dumps(make_datalist(root, ["t2", "adc"], testing_fraction=0)))
+    write_raw_folder(root, tmp_path / "out", ["t2", "adc"], root / "dataset.json", datalist)
+    written = nib.load(tmp_path / "out" / "imagesTr" / "p1_0001.nii.gz")
+    assert written.get_data_dtype() == np.int64
+    np.testing.assert_array_equal(np.asarray(written.dataobj), voxels[..., 1])

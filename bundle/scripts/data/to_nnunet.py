@@ -21,18 +21,17 @@ from tqdm.auto import tqdm
 
 from ..arguments import listed, mapped
 from ..errors import InputError
-from .cases import LABEL, case_of, modalities_of
+from .cases import case_of, modalities_of
 from .datalist import load_datalist, read_datalist
 from .labels import (
     LABEL_CONVENTIONS,
     Convention,
-    convention_table,
     given_or_found,
     painting_order,
     regions,
     values_to_classes,
 )
-from .loading import image_loader, read
+from .loading import LoadImageCased
 
 __all__ = ["dataset_json", "write_raw_folder"]
 
@@ -84,14 +83,15 @@ def write_raw_folder(
         How many cases are there to train on and to test on.
 
     Raises:
-        InputError: when the output exists, or a case lacks a file or has a value that the convention does not define.
+        InputError: when the output exists, the convention does not tell regions apart, or a case lacks a file, has files
+            that do not fit each other, or a value that the convention does not define.
     """
     output = Path(output_dir)
     if output.exists():
         raise InputError(f"output_dir should be a new folder, {output} exists.")
     if output.resolve().is_relative_to(Path(dataset_dir).resolve()):
         raise InputError(f"output_dir should lie outside of dataset_dir, {output} lies in {dataset_dir}.")
-    convention_table(label_convention)
+    dataset_json(modalities, label_convention, 0)  # refused before cases are read
 
     def split(name: str, fold: int | None = None) -> list[dict[str, Any]]:
         return load_datalist(dataset_dir, name, modalities, data_list_file_path, fold, suffixes=suffixes)
@@ -131,24 +131,21 @@ def write_case(
 ) -> None:
     """Writes ``images<end>/<case>_0000.nii.gz`` and so on, and ``labels<end>/<case>.nii.gz``."""
     name = case_id(entry)
+    checked = LoadImageCased(["image", "label"], modalities)(dict(entry))
     images, labels = root / f"images{end}", root / f"labels{end}"
     for folder in (images, labels):
         folder.mkdir(parents=True, exist_ok=True)
-    for number, (modality, source) in enumerate(channels_of(entry, modalities).items()):
-        file, index = source
+    for number, (file, index) in enumerate(channels_of(entry, modalities).values()):
         target = images / f"{name}_{number:04d}{ENDING}"
         if index is None and file.name.endswith(ENDING):
             shutil.copyfile(file, target)
             continue
-        try:
-            image: Any = nib.load(file)
-            voxels = np.asanyarray(image.dataobj)
-        except Exception as error:  # nibabel, gzip and zlib have an error of their own for each way of being damaged
-            raise InputError(f"Case {name}: {modality} {file} cannot be read as an image: {error}.") from error
+        image: Any = nib.load(file)
+        voxels = np.asanyarray(image.dataobj)  # as they are, while what is checked has no air
         if index is not None and voxels.ndim == 4:
             voxels = voxels[..., index]
-        nib.save(nib.Nifti1Image(voxels, image.affine), target)
-    label = read(image_loader(), name, entry["label"], channels=[LABEL])
+        nib.save(nib.Nifti1Image(voxels.reshape(voxels.shape[:3]), image.affine, dtype=voxels.dtype), target)
+    label = checked["label"]
     try:
         classes = values_to_classes(label[0].numpy(), label_convention)
     except ValueError as error:
