@@ -83,8 +83,8 @@ def write_raw_folder(
         How many cases are there to train on and to test on.
 
     Raises:
-        InputError: when the output exists, the convention does not tell regions apart, or a case lacks a file, has files
-            that do not fit each other, or a value that the convention does not define.
+        InputError: when the output exists, the convention does not tell regions apart, or a case lacks a file, has
+            files that do not fit each other, or a value that the convention does not define.
     """
     output = Path(output_dir)
     if output.exists():
