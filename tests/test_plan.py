@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -246,6 +247,17 @@ def test_what_keeps_a_plan_from_being_made(tmp_path, content, more, sentence):
     assert error is not None
     assert sentence.format(root=root) in str(error)
     assert not (tmp_path / "plan.json").exists()
+
+
+def test_a_plan_of_slices(tmp_path):
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "MRI"}, "labels": LABELS}))
+    for number in range(3):
+        nib.save(nib.Nifti1Image(np.ones((48, 48), np.int16), np.eye(4)), tmp_path / f"imagesTr/c{number}_0000.nii.gz")
+        nib.save(nib.Nifti1Image(np.ones((48, 48), np.uint8), np.eye(4)), tmp_path / f"labelsTr/c{number}.nii.gz")
+    error = str(main(["plan", "--dataset_dir", str(tmp_path), "--output", str(tmp_path / "plan.json")]))
+    assert re.search(r"Case c\d: .*_0000\.nii\.gz cannot be read .*should have 3 axes, its shape is \[48, 48\]", error)
 
 
 def test_a_plan_for_an_empty_folder_and_one_that_is_there(scans, tmp_path):

@@ -303,6 +303,22 @@ def test_one_4d_file_per_case(tmp_path):
     assert (fault.case, fault.fault) == ("BRATS_000", "channels")
 
 
+def test_axes_that_are_missing(tmp_path):
+    """One channel where several are named, and a slice where there should be a volume."""
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "dataset.json").write_text('{"modality": {"0": "T2", "1": "ADC"}}')
+    noise = np.random.default_rng(0).integers(50, 500, (*SHAPE, 2)).astype(np.int16)
+    for name, volumes in (("a", noise), ("b", noise[..., 0]), ("c", noise[..., :1]), ("d", noise[:, :, 0, 0])):
+        write(tmp_path / "imagesTr" / f"{name}.nii.gz", volumes)
+    faults = preflight(list_cases(tmp_path), ["t2", "adc"]).faults
+    assert [(fault.case, fault.fault) for fault in faults] == [(name, "channels") for name in "bcd"]
+    one = [case for case in list_cases(tmp_path) if case.case_id in "bd"]
+    for case in one:
+        case.channels = ("t2",)
+    assert [(fault.case, fault.fault) for fault in preflight(one, ["t2"]).faults] == [("d", "channels")]
+
+
 def test_channels_of_a_4d_file_that_nobody_names(tmp_path):
     volumes = np.zeros((*SHAPE, 4), np.int16)
     volumes[3:15, 4:21, 2:13] = np.random.default_rng(0).integers(50, 500, (12, 17, 11, 4))

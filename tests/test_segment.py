@@ -79,6 +79,7 @@ def test_a_page_and_a_picture_come_with_the_mask(weights, tiny_case, tmp_path, c
         ({"--picture": "picture.jpg"}, "picture should end with .png"),
         ({"--output": "mask.nrrd"}, "output should end with .nii.gz"),
         ({"--flair": "nowhere.nii.gz"}, "flair should be a file, nowhere.nii.gz is not there"),
+        ({"--flair": __file__}, "flair should be a NIfTI file, .nii.gz or .nii, it is"),
         ({"--": "--modalites"}, "Knobs should be pairs of --name and value"),
         ({"--": "--overlapp", "0.9": None}, "--overlapp is no knob of"),
         ({"--": "--overlap=0.1", "--stretch=1": None}, "--overlap=0.1 is no knob of"),

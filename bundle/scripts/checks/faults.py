@@ -120,7 +120,8 @@ def read_header(check: CaseCheck, path: Path, channels: Sequence[str]) -> nib.Ni
         check.found["unreadable"].append(f"{path}: {reason(error)}")
         return None
     expected = f"{len(channels)} channels ({', '.join(channels)})" if channels else "one volume"
-    if shape[3:] != ((len(channels),) if len(channels) > 1 else ()) and shape[3:] != (1,) * len(shape[3:]):
+    fits = shape[3:] == (len(channels),) if len(channels) > 1 else set(shape[3:]) <= {1}
+    if len(shape) < 3 or not fits:
         check.found["channels"].append(f"{path} should hold {expected}, its shape is {list(shape)}")
         return None
     return image

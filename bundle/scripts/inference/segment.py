@@ -113,6 +113,8 @@ def segment(
     for name, file in files.items():
         if not file.is_file():
             raise InputError(f"{name} should be a file, {file} is not there.")
+        if not file.name.lower().endswith(NIFTI_EXTENSIONS):
+            raise InputError(f"{name} should be a NIfTI file, {' or '.join(NIFTI_EXTENSIONS)}, it is {file}.")
         if twice := [other for other in files if other != name and files[other].resolve() == file.resolve()]:
             raise InputError(f"{name} and {twice[0]} should be two files, both are {file}.")
     check_knobs(knobs, config_file)

@@ -114,6 +114,8 @@ def read_header(entry: Mapping[str, Any]) -> tuple[list[float], list[int]]:
     path = first_file(entry)
     try:
         image: Any = nib.load(path)
+        if len(image.shape) < 3:
+            raise ValueError(f"it should have 3 axes, its shape is {list(image.shape)}")
         axes = nib.io_orientation(image.affine)[:, 0].astype(int)
     except Exception as error:  # nibabel, gzip and numpy have an error of their own for each way of being damaged
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1].rstrip(".")
