@@ -265,7 +265,7 @@ class TestCommand:
         for suffix, case in (("flair", "case_2"), ("seg", "case_3")):
             (tiny_cases / case / f"{case}_{suffix}.nii").touch()
         error = main(["datalist", "--dataset_dir", str(tiny_cases), "--output", str(tmp_path / "list.json")])
-        assert f"Case case_1: t1ce is missing, there is no {gone.name} in {gone.parent}." in error
+        assert f"Case case_1: t1ce is missing, there is no {gone}." in error
         assert "Case case_2: flair is doubled" in error
         assert f"{tiny_cases}/case_2/case_2_flair.nii and {tiny_cases}/case_2/case_2_flair.nii.gz" in error
         assert "Case case_3: seg is doubled" in error
