@@ -147,6 +147,63 @@ def test_cases_left_out(folder):
         make_datalist(folder, exclude=["nobody"])
 
 
+class TestOwnTestCases:
+    """Labelled cases of ``imagesTs``, as nnU-Net and our own ``to_nnunet`` set them aside."""
+
+    @pytest.fixture
+    def raw(self, tmp_path) -> Path:
+        """Ten cases to train on and four to test on."""
+        root = tmp_path / "raw"
+        for end, numbers in (("Tr", range(10)), ("Ts", range(10, 14))):
+            for folder in (f"images{end}", f"labels{end}"):
+                (root / folder).mkdir(parents=True)
+            for number in numbers:
+                (root / f"images{end}" / f"p{number}_0000.nii.gz").touch()
+                (root / f"labels{end}" / f"p{number}.nii.gz").touch()
+        (root / "dataset.json").write_text(json.dumps({"channel_names": {"0": "CT"}, "labels": {}}))
+        return root
+
+    OWN = ("p10", "p11", "p12", "p13")
+
+    def test_they_are_tested_on_and_no_other(self, raw):
+        datalist = make_datalist(raw, ["ct"])
+        assert ids(datalist["testing"]) == list(self.OWN)
+        assert [len(datalist[split]) for split in SPLITS] == [9, 1, 4]
+
+    def test_in_folds_too(self, raw):
+        datalist = make_datalist(raw, ["ct"], folds=5)
+        assert ids(datalist["testing"]) == list(self.OWN)
+        assert len(datalist["training"]) == 10
+        assert {entry["fold"] for entry in datalist["training"]} == set(range(5))
+
+    @pytest.mark.parametrize(("fraction", "sizes"), [(0.3, [6, 1, 7]), (0, [9, 1, 4]), (1, [0, 0, 14])], ids=str)
+    def test_a_given_share_is_taken_of_the_others(self, raw, tmp_path, fraction, sizes):
+        output = tmp_path / "list.json"
+        given = ["--dataset_dir", str(raw), "--output", str(output), "--testing_fraction", str(fraction)]
+        assert main(["datalist", *given]) is None
+        datalist = json.loads(output.read_text())
+        assert [len(datalist[split]) for split in SPLITS] == sizes
+        assert set(self.OWN) <= set(ids(datalist["testing"]))
+
+    def test_a_test_case_without_a_label_takes_no_other_out(self, raw):
+        for path in (raw / "labelsTs").iterdir():
+            path.unlink()
+        datalist = make_datalist(raw, ["ct"])
+        assert ids(datalist["inference"]) == list(self.OWN)
+        assert [len(datalist[split]) for split in SPLITS] == [8, 1, 1]
+
+    def test_a_patient_on_both_sides_is_refused(self, raw, tmp_path):
+        table = tmp_path / "patients.csv"
+        table.write_text("case,patient\n" + "".join(f"p{number},{number % 12}\n" for number in range(14)))
+        with pytest.raises(InputError) as raised:
+            make_datalist(raw, ["ct"], patients=table)
+        assert str(raised.value) == (
+            f"Patient 0 should be trained on or tested on, {raw} has case p0 to train on and p12 in imagesTs, and 1 "
+            "more such patient(s): leave cases out by --exclude, or say by --patients who is who."
+        )
+        assert ids(make_datalist(raw, ["ct"], patients=table, exclude=["p0", "p1"])["testing"]) == list(self.OWN)
+
+
 class TestPatients:
     def test_a_table_of_patients(self, tiny_cases, tmp_path):
         table = tmp_path / "patients.csv"

@@ -59,11 +59,24 @@ def test_there_and_back(tiny_cases, tmp_path, capsys):
 
     # And once more: what was read as nnU-Net's is written as nnU-Net's.
     again = tmp_path / "Dataset002_Again"
-    datalist = tmp_path / "datalist.json"
-    datalist.write_text(json.dumps(make_datalist(output, MODALITIES, testing_fraction=0)))
-    write_raw_folder(output, again, MODALITIES, output / "dataset.json", datalist)
-    assert json.loads((again / "dataset.json").read_text()) == content | {"numTraining": 4}
-    assert not (again / "imagesTs").exists()
+    write_raw_folder(output, again, MODALITIES, output / "dataset.json")
+    for name in ("dataset.json", "splits_final.json"):
+        assert json.loads((again / name).read_text()) == json.loads((output / name).read_text())
+    for folder in ("labelsTr", "labelsTs"):
+        assert sorted(path.name for path in (again / folder).iterdir()) == sorted(
+            path.name for path in (output / folder).iterdir()
+        )
+
+
+def test_cases_set_aside_for_testing_stay_so(tiny_cases, tmp_path):
+    """Whoever chose them, and by which seed."""
+    datalist = make_datalist(tiny_cases, MODALITIES)
+    datalist["training"][0], datalist["testing"][0] = datalist["testing"][0], datalist["training"][0]
+    (tmp_path / "list.json").write_text(json.dumps(datalist))
+    output = tmp_path / "Dataset004_Chosen"
+    write_raw_folder(tiny_cases, output, MODALITIES, "brats2018", tmp_path / "list.json")
+    back = make_datalist(output, MODALITIES)["testing"]
+    assert [entry["case_id"] for entry in back] == [entry["case_id"] for entry in datalist["testing"]]
 
 
 def test_folds_and_one_file_of_all_channels(tmp_path):

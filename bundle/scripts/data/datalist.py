@@ -18,7 +18,19 @@ from typing import Any
 from ..arguments import listed, mapped
 from ..errors import InputError, flag
 from ..files import read_json, whole_file
-from .cases import LABEL, MODALITIES, WHOLE, Case, case_id_of, find_cases, first_file, list_cases, modalities_of
+from .cases import (
+    IMAGE_FOLDERS,
+    LABEL,
+    LABEL_FOLDERS,
+    MODALITIES,
+    WHOLE,
+    Case,
+    case_id_of,
+    find_cases,
+    first_file,
+    list_cases,
+    modalities_of,
+)
 from .patients import looks_repeated, patient_of, patients_of, read_patients
 
 __all__ = ["inference_cases", "load_datalist", "make_datalist", "patients_in", "read_datalist"]
@@ -27,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 LABELLED = ("training", "validation", "testing")
 UNLABELLED = ("inference", "test")  # ours, and the Decathlon's, which lists the scans alone
+TEST_FOLDERS = (IMAGE_FOLDERS[1], LABEL_FOLDERS[1])
 ALL = "all"  # in place of a split: every labelled case
 
 
@@ -40,7 +53,7 @@ def make_datalist(
     modalities: Sequence[str] = MODALITIES,
     seed: int = 0,
     validation_fraction: float = 0.1,
-    testing_fraction: float = 0.1,
+    testing_fraction: float | None = None,
     folds: int | None = None,
     exclude: Sequence[str] = (),
     patients: str | Path | None = None,
@@ -48,15 +61,17 @@ def make_datalist(
 ) -> dict[str, Any]:
     """A Decathlon-style datalist of a folder, split by patient.
 
+    Labelled cases that the data set itself keeps apart, in ``imagesTs`` or ``labelsTs``, are for testing; the split is
+    made of the others.
+
     Args:
         dataset_dir: folder of cases; the paths in the list are relative to it.
         modalities: names of the modalities that each case has to have.
         seed: of the split.
         validation_fraction: share of the patients for validation; at least one of two patients.
         testing_fraction: share of the patients for testing; at least one of three patients. 1 is for a data set that
-            is only tested on.
+            is only tested on. ``None`` is 0.1, or 0 where the data set has cases for testing of its own.
         folds: instead of a validation set, the number of folds; each training case then has its ``fold``.
-
         exclude: IDs of cases to leave out.
         patients: a table of cases and their patients, as :func:`scripts.data.patients.read_patients` takes it, in place
             of what their names say.
@@ -68,7 +83,8 @@ def make_datalist(
 
     Raises:
         InputError: when a file is missing, or a file or a case doubled (all such cases are named), a case to leave out
-            is not there, a table lacks a case, or the patients do not suffice.
+            is not there, a table lacks a case, a patient has cases for the training and cases for testing, or the
+            patients do not suffice.
     """
     root = Path(dataset_dir)
     cases = list_cases(root, suffixes=suffixes)
@@ -102,7 +118,12 @@ def make_datalist(
             "each case counts as a patient. If that is wrong, the same patients are trained and tested on: say who is "
             "who by python -m scripts datalist --patients."
         )
-    in_order = shuffled_patients((patient_by_case[case.case_id] for case in labelled), seed)
+    set_aside = [case for case in labelled if is_for_testing(case)]
+    others = [case for case in labelled if not is_for_testing(case)]
+    check_sides(root, others, set_aside, patient_by_case)
+    if testing_fraction is None:
+        testing_fraction = 0.0 if set_aside else 0.1
+    in_order = shuffled_patients((patient_by_case[case.case_id] for case in others), seed)
     num_testing = _share("testing_fraction", testing_fraction, len(in_order), at_least_from=3)
     num_validation = _share("validation_fraction", validation_fraction, len(in_order), at_least_from=2)
     if folds is None and testing_fraction < 1 and validation_fraction + testing_fraction >= 1:
@@ -110,7 +131,8 @@ def make_datalist(
             "validation_fraction and testing_fraction should leave patients to train on, their sum is "
             f"{validation_fraction + testing_fraction:g}."
         )
-    testing, rest = set(in_order[:num_testing]), in_order[num_testing:]
+    testing, rest = {patient_by_case[case.case_id] for case in set_aside}, in_order[num_testing:]
+    testing.update(in_order[:num_testing])
 
     def of(chosen: Iterable[str]) -> list[dict[str, Any]]:
         of_these = set(chosen)
@@ -128,6 +150,24 @@ def make_datalist(
     datalist["testing"] = of(testing)
     datalist["inference"] = [entries[case.case_id] for case in cases if LABEL not in case.files]
     return datalist
+
+
+def is_for_testing(case: Case) -> bool:
+    """Whether the data set itself keeps a case apart from those to train on."""
+    return any(path.parent.name in TEST_FOLDERS for paths in case.files.values() for path in paths)
+
+
+def check_sides(root: Path, others: Sequence[Case], set_aside: Sequence[Case], patients: Mapping[str, str]) -> None:
+    """Refuses a data set that has cases of one patient on both sides, where no split can be by patient."""
+    trained = {patients[case.case_id]: case for case in others}
+    tested = {patients[case.case_id]: case for case in set_aside}
+    if shared := sorted(trained.keys() & tested.keys()):
+        more = f", and {len(shared) - 1} more such patient(s)" if shared[1:] else ""
+        raise InputError(
+            f"Patient {shared[0]} should be trained on or tested on, {root} has case {trained[shared[0]].case_id} to "
+            f"train on and {tested[shared[0]].case_id} in {TEST_FOLDERS[0]}{more}: leave cases out by --exclude, or "
+            "say by --patients who is who."
+        )
 
 
 def _share(name: str, fraction: float, num_patients: int, at_least_from: int) -> int:
@@ -436,7 +476,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--modalities", type=listed(str), help="default: those of dataset.json, else all of BraTS")
     parser.add_argument("--seed", type=int, default=0, help="of the split")
     parser.add_argument("--validation_fraction", type=float, default=0.1)
-    parser.add_argument("--testing_fraction", type=float, default=0.1)
+    parser.add_argument(
+        "--testing_fraction", type=float, help="default: 0.1, or 0 where the data set has test cases of its own"
+    )
     parser.add_argument("--folds", type=int, help="make folds for cross-validation instead of a validation set")
     parser.add_argument("--exclude", type=listed(str), default=[], help="IDs of cases to leave out")
     parser.add_argument("--patients", type=Path, help="CSV table with the columns case and patient")
