@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from scripts.__main__ import main
+from scripts.data.cases import read_dataset_json
 from scripts.data.datalist import inference_cases, load_datalist, make_datalist
 from scripts.data.loading import LoadImageCased
 from scripts.errors import InputError
@@ -202,6 +203,72 @@ class TestOwnTestCases:
             "more such patient(s): leave cases out by --exclude, or say by --patients who is who."
         )
         assert ids(make_datalist(raw, ["ct"], patients=table, exclude=["p0", "p1"])["testing"]) == list(self.OWN)
+
+
+class TestCasesThatAreNotThere:
+    """What leaves the training by a lost file is told once, whatever says that it should be there."""
+
+    @pytest.fixture
+    def raw(self, tmp_path) -> Path:
+        """Four labelled cases, the layout and list of nnU-Net v1: files have a channel's number, the list has none."""
+        root = tmp_path / "raw"
+        for number in range(4):
+            for name in (f"imagesTr/p{number}_0000.nii.gz", f"labelsTr/p{number}.nii.gz"):
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                (root / name).touch()
+        self.describe(root, 4, numTraining=4)
+        return root
+
+    @staticmethod
+    def describe(root: Path, listed: int, **more: Any) -> None:
+        training = [
+            {"image": f"./imagesTr/p{number}.nii.gz", "label": f"./labelsTr/p{number}.nii.gz"}
+            for number in range(listed)
+        ]
+        content = {"modality": {"0": "CT"}, **({"training": training} if listed else {}), **more}
+        (root / "dataset.json").write_text(json.dumps(content))
+        read_dataset_json.cache_clear()
+
+    @pytest.mark.parametrize(
+        ("listed", "more", "unlabelled", "sentence"),
+        [
+            (4, {"numTraining": 4}, (), None),
+            (0, {}, (), None),
+            (0, {"numTraining": 3}, (), None),
+            (0, {}, (1, 3), "2 case(s) of imagesTr have no label in labelsTr and leave the training, such as p1."),
+            (4, {"numTraining": 4}, (3,), "1 case(s) of imagesTr have no label in labelsTr and leave the training, s"),
+            (
+                6,
+                {"numTraining": 6},
+                (),
+                "lists 2 case(s) for training that are not there, such as ./imagesTr/p4.nii.gz.",
+            ),
+            (0, {"numTraining": 40}, (), "has numTraining 40, 4 case(s) are there in imagesTr."),
+        ],
+        ids=["all", "nothing said", "more than said", "no labels", "a label of a list", "a list", "a number"],
+    )
+    def test_in_one_warning(self, raw, caplog, listed, more, unlabelled, sentence):
+        self.describe(raw, listed, **more)
+        for number in unlabelled:
+            (raw / "labelsTr" / f"p{number}.nii.gz").unlink()
+        datalist = make_datalist(raw, ["ct"])
+        assert ids(datalist["inference"]) == [f"p{number}" for number in unlabelled]
+        warnings = [record.message for record in caplog.records]
+        assert [sentence in warning for warning in warnings] == ([] if sentence is None else [True])
+
+    def test_cases_left_out_are_not_missed(self, raw, caplog):
+        (raw / "labelsTr" / "p2.nii.gz").unlink()
+        make_datalist(raw, ["ct"], exclude=["p2"])
+        assert caplog.text == ""
+
+    def test_scans_to_segment_have_no_label(self, tmp_path, caplog):
+        """Neither those of ``imagesTs``, nor where the data set knows of no labels."""
+        (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "CT"}}))
+        for name in ("imagesTr/a_0000.nii.gz", "imagesTs/b_0000.nii.gz"):
+            (tmp_path / name).parent.mkdir()
+            (tmp_path / name).touch()
+        make_datalist(tmp_path, ["ct"])
+        assert caplog.text == ""
 
 
 class TestPatients:

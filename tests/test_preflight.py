@@ -319,6 +319,24 @@ def test_axes_that_are_missing(tmp_path):
     assert [(fault.case, fault.fault) for fault in preflight(one, ["t2"]).faults] == [("d", "channels")]
 
 
+def test_cases_to_train_on_that_are_not_there(tmp_path, capsys):
+    for number in range(3):
+        noise = np.random.default_rng(number).integers(50, 500, SHAPE).astype(np.int16)
+        write(tmp_path / "imagesTr" / f"p{number}_0000.nii.gz", noise)
+        write(tmp_path / "labelsTr" / f"p{number}.nii.gz", np.ones(SHAPE, np.uint8))
+    (tmp_path / "labelsTr" / "p1.nii.gz").unlink()
+    (tmp_path / "dataset.json").write_text('{"channel_names": {"0": "MRI"}, "numTraining": 5}')
+    report = tmp_path / "faults.json"
+    assert main(["preflight", "--dataset_dir", str(tmp_path), "--json", str(report)]) == 1
+    assert [tuple(fault.values()) for fault in json.loads(report.read_text())["faults"]] == [
+        ("all", "missing cases", f"{tmp_path}/dataset.json has numTraining 5, 3 case(s) are there in imagesTr"),
+        ("p1", "missing label", "none in labelsTr"),
+    ]
+    entry = {"case_id": "p1", "image": str(tmp_path / "imagesTr" / "p1_0000.nii.gz")}
+    check_before_run([entry], ["mri"])  # a scan to segment needs none
+    assert "fault" not in capsys.readouterr().err
+
+
 def test_channels_of_a_4d_file_that_nobody_names(tmp_path):
     volumes = np.zeros((*SHAPE, 4), np.int16)
     volumes[3:15, 4:21, 2:13] = np.random.default_rng(0).integers(50, 500, (12, 17, 11, 4))

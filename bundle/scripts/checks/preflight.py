@@ -23,8 +23,9 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ..arguments import listed, mapped
-from ..data.cases import LABEL, Case, case_id_of, case_of, list_cases, modalities_of
+from ..data.cases import LABEL, LABEL_FOLDERS, Case, case_id_of, case_of, list_cases, modalities_of
 from ..data.labels import Convention, convention_table
+from ..data.missing import cases_not_there, cases_without_label
 from ..data.patients import patients_of, year_of
 from ..errors import InputError
 from ..files import whole_file
@@ -75,13 +76,20 @@ def preflight(
         channel_order: names of the channels of 4D files.
         label_convention: of the labels; ``None`` reads the headers only.
         cache_rate: share of the labelled cases that is to be cached.
-        dataset_dir: folder whose ``name_mapping*.csv`` tell which patients are there twice.
+        dataset_dir: folder of all the cases, whose ``name_mapping*.csv`` tell which patients are there twice, and whose
+            ``dataset.json`` which cases are not there; ``None`` where they are only some.
     """
     check = partial(check_case, modalities=modalities, channel_order=channel_order, label_convention=label_convention)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decompressing and hashing leave the interpreter free
         bar = tqdm(pool.map(check, cases), total=len(cases), desc="preflight", leave=False, disable=None)
         checks = list(bar)
-    faults = said_once([fault for found in checks for fault in found.faults], len(cases))
+    faults = [fault for found in checks for fault in found.faults]
+    if dataset_dir is not None:
+        faults += [
+            Fault(case.case_id, "missing label", f"none in {LABEL_FOLDERS[0]}") for case in cases_without_label(cases)
+        ]
+        faults += [Fault("all", "missing cases", sentence) for sentence in cases_not_there(cases)]
+    faults = said_once(faults, len(cases))
     faults += [*doubled_cases(cases), *other_orientations(checks), *same_voxels(checks)]
     patients = patients_of((found.case_id for found in checks), dataset_dir)
     faults += same_patients(patients, {fault.case for fault in faults})

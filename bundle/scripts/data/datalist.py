@@ -31,6 +31,7 @@ from .cases import (
     list_cases,
     modalities_of,
 )
+from .missing import cases_not_there, cases_without_label
 from .patients import looks_repeated, patient_of, patients_of, read_patients
 
 __all__ = ["inference_cases", "load_datalist", "make_datalist", "patients_in", "read_datalist"]
@@ -90,7 +91,14 @@ def make_datalist(
     cases = list_cases(root, suffixes=suffixes)
     if unknown := sorted(set(exclude) - {case.case_id for case in cases}):
         raise InputError(f"exclude should name cases of dataset_dir, {root} has no {', '.join(unknown)}.")
+    for sentence in cases_not_there(cases):
+        logger.warning(f"{sentence}.")
     cases = [case for case in cases if case.case_id not in exclude]
+    if lacking := cases_without_label(cases):
+        logger.warning(
+            f"{len(lacking)} case(s) of {IMAGE_FOLDERS[0]} have no label in {LABEL_FOLDERS[0]} and leave the training, "
+            f"such as {lacking[0].case_id}."
+        )
     table = None if patients is None else read_patients(patients)
     patient_by_case = patients_of((case.case_id for case in cases), root) if table is None else table
     entries: dict[str, dict[str, Any]] = {}
