@@ -34,6 +34,7 @@ from scripts.pictures.picture import (
     show_case,
     window,
 )
+from scripts.weights.checkpoints import load_weights
 
 ERRORS = {"missed": "#56B4E9", "false": "#CC79A7", "another class": "#009E73"}  # none of the first three classes
 LAST = "decoder.2.conv"  # the last 3x3x3 convolution with its norm and ReLU; only the linear head comes after it
@@ -46,30 +47,37 @@ def cases_to_show(
     """The first labelled cases of a folder, else those that the first fold left out, and what their paths begin with.
 
     Raises:
-        InputError: when there is no folder.
+        InputError: when there is no folder, or no case in it.
     """
-    if cases_dir is not None:
-        modalities = study.setting.knob("modalities")
-        return cases_dir, make_datalist(cases_dir, modalities, testing_fraction=1.0)["testing"][:number]
-    if dataset_dir is None:
+    root = cases_dir or dataset_dir
+    if root is None:
         raise InputError("--dataset_dir should be given, or cases to show by --cases_dir.")
-    datalist = read_json(study.datalist)
-    held_out = [entry for entry in datalist["training"] if entry.get("fold") == 0] or datalist["testing"]
-    return dataset_dir, held_out[:number]
+    if cases_dir is not None:
+        modalities, suffixes = study.setting.knob("modalities"), study.setting.knob("suffixes")
+        entries = make_datalist(cases_dir, modalities, testing_fraction=1.0, suffixes=suffixes)["testing"]
+    else:
+        datalist = read_json(study.datalist)
+        entries = [entry for entry in datalist["training"] if entry.get("fold") == 0] or datalist["testing"]
+    if not entries[:number]:
+        raise InputError(f"There should be a labelled case to show, {root} has none, or --num_cases is {number}.")
+    return root, entries[:number]
 
 
-def weights_of(spec: Mapping[str, Any], study: Study) -> dict[str, tuple[Run, Path]]:
+def weights_of(spec: Mapping[str, Any], study: Study, root: Path) -> dict[str, tuple[Run, Path]]:
     """The first run of each row, and its weights.
 
     Raises:
-        InputError: when a row has none.
+        InputError: when a row has none, or those of something else.
     """
     found = {}
     for title, row in spec["rows"].items():
+        if why_not := study.why_not(row["method"]):
+            raise InputError(f"{title} cannot be drawn. {why_not}")
         run = study.all_runs([row["method"]])[0]
-        path = study.runs / run.name / "model_final.pt"
+        path = study.weights(run)
         if not path.is_file():
             raise InputError(f"The weights of {row['method']} should be there, {path} is not: give --dataset_dir.")
+        study.training(run, root).check()
         found[title] = run, path
     return found
 
@@ -95,18 +103,12 @@ def predict(
 
 
 def draw_cases(
-    spec: Mapping[str, Any],
-    study: Study,
-    dataset_dir: Path | None,
-    cases_dir: Path | None,
-    num_cases: int,
-    output: Path,
+    spec: Mapping[str, Any], study: Study, root: Path, entries: Sequence[Mapping[str, Any]], output: Path
 ) -> str:
     """Figure 3: for each case its image, the truth, and of each method the prediction and below it the errors."""
-    root, entries = cases_to_show(study, dataset_dir, cases_dir, num_cases)
     convention = study.setting.knob("label_convention")
     modalities = study.setting.knob("modalities")
-    runs = weights_of(spec, study)
+    runs = weights_of(spec, study, root)
     cases = {case.case_id: case for case in list_cases(root)}
     shown: dict[str, dict[str, ShownCase]] = {entry["case_id"]: {} for entry in entries}
     for title, (run, weights) in runs.items():
@@ -182,16 +184,11 @@ def show(axes: Axes, case: ShownCase, index: int, title: str, over: np.ndarray |
 
 
 def draw_cams(
-    spec: Mapping[str, Any],
-    study: Study,
-    dataset_dir: Path | None,
-    cases_dir: Path | None,
-    _: int,
-    output: Path,
+    spec: Mapping[str, Any], study: Study, root: Path, entries: Sequence[Mapping[str, Any]], output: Path
 ) -> str:
-    """Figure 4: of one case, for each class (rows) the Grad-CAM of each variant (columns), on a crop."""
-    root, [entry] = cases_to_show(study, dataset_dir, cases_dir, 1)
-    runs = weights_of(spec, study)
+    """Figure 4: of the first case, for each class (rows) the Grad-CAM of each variant (columns), on a crop."""
+    entry = entries[0]
+    runs = weights_of(spec, study, root)
     names = class_names(study.setting.knob("label_convention"))
     maps: dict[str, list[np.ndarray]] = {}
     for title, (run, weights) in runs.items():
@@ -200,7 +197,7 @@ def draw_cams(
         for name, value in {**study.overlay(run), "bundle_root": str(BUNDLE)}.items():
             parser.set(value, name)
         network = parser.get_parsed_content("network_def")
-        network.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
+        load_weights(network, weights)
         item = Compose(parser.get_parsed_content("train#deterministic_transforms"))(with_root(entry, root))
         spacing_mm = item["image"].pixdim.tolist()
         image, label = (torch.as_tensor(item[key]) for key in ("image", "label"))

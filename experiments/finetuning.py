@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from runs import BUNDLE, RESULTS, RUNS, keep, of_steps, read_scores, train_and_score
+from runs import BUNDLE, RESULTS, RUNS, Training, keep, of_steps, read_scores
 from tables import interval_of_seeds, mean_dice
 
 from scripts.data.datalist import make_datalist
@@ -166,9 +166,11 @@ def main(argv: Sequence[str] | None = None) -> str | None:
                     if read_scores(results / f"{name}.csv") is None:
                         configs, overlay = run_of(task, way, pretrained)
                         overlay |= {"seed": seed, **of_steps(iterations)}
-                        run = (configs, overlay, arguments.dataset_dir, folder / "datalist.json", folder / way)
+                        files = (arguments.dataset_dir, folder / "datalist.json", folder / way)
+                        training = Training(name, configs, overlay, *files)
+                        training.train()
                         record = {"way": way, "cases": num_cases, "seed": seed, "iterations": iterations}
-                        keep(results, name, record | train_and_score(name, *run), folder / way)
+                        keep(results, name, record | training.score(), folder / way)
         print(report(task, arguments.seeds, results))
     except InputError as error:
         return f"Error: {error}"

@@ -13,11 +13,11 @@ import argparse
 import ast
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from figures import draw_cams, draw_cases
+from figures import cases_to_show, draw_cams, draw_cases
 from runs import HERE, RESULTS, RUNS, InputError, Setting, Study, named, read_json, read_methods
 from sizes import report_sizes
 from tables import report_scores
@@ -37,6 +37,44 @@ def values(knobs: Sequence[str]) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             found[name] = text
     return found
+
+
+def methods_of(spec: Mapping[str, Any]) -> list[str]:
+    return [row["method"] for row in spec["rows"].values()]
+
+
+def check_part(flag: str, given: Sequence[object] | None, whole: Sequence[object]) -> None:
+    """Refuses a flag that picks what is not there."""
+    if other := [value for value in given or () if value not in whole]:
+        raise InputError(f"--{flag} should be some of {', '.join(map(str, whole))}, got {other[0]}.")
+
+
+def train(spec: Mapping[str, Any], study: Study, arguments: argparse.Namespace, name: str) -> list[str]:
+    """Makes the runs that an experiment lacks, of a figure the weights that it shows; gives what failed.
+
+    Raises:
+        InputError: when the data set or what is to be done is not as it should be.
+    """
+    study.prepare(arguments.dataset_dir)
+    runs, scored = study.all_runs(methods_of(spec)), spec["kind"] == "scores"
+    if not scored:
+        runs = [run for run in runs if run[1:] == runs[0][1:]]  # the first of each method
+    todo = [
+        run
+        for run in runs
+        if (arguments.folds is None or run.fold in arguments.folds)
+        and (arguments.methods is None or run.method in arguments.methods)
+        and (study.scores(run) is None if scored else not study.weights(run).is_file())
+    ]
+    failed = []
+    for run in tqdm(study.with_needed(todo), desc=name, disable=None):
+        try:
+            study.train(run, arguments.dataset_dir)
+            if scored and study.scores(run) is None:
+                study.score(run, arguments.dataset_dir)
+        except InputError as error:  # the others do not need it
+            failed.append(str(error))
+    return failed
 
 
 def main(argv: Sequence[str] | None = None) -> str | None:
@@ -64,10 +102,10 @@ def main(argv: Sequence[str] | None = None) -> str | None:
         if spec["kind"] not in KINDS:
             raise InputError(f"The kind of {path} should be one of {', '.join(KINDS)}, it is {spec['kind']}.")
         methods = read_methods()
-        wanted = [row["method"] for row in spec["rows"].values()]
-        for name in [*wanted, *(arguments.methods or ())]:
+        for name in methods_of(spec):
             if name not in methods:
-                raise InputError(f"methods.json should have {name}, which {path.name} or --methods names.")
+                raise InputError(f"methods.json should have {name}, which {path.name} names.")
+        check_part("methods", arguments.methods, methods_of(spec))
         if spec["kind"] == "size":
             print(report_sizes(spec, methods, arguments.results / path.stem))
             return None
@@ -81,28 +119,18 @@ def main(argv: Sequence[str] | None = None) -> str | None:
         setting = Setting.read(
             arguments.setting or spec["setting"], arguments.iterations, arguments.seeds, values(knobs)
         )
+        check_part("folds", arguments.folds, setting.folds)
         study = Study(dataset, setting, methods, arguments.results, arguments.runs)
-        failed = []
-        if dataset_dir is not None:
-            study.prepare(dataset_dir)
-            todo = [
-                run
-                for run in study.all_runs(wanted)
-                if (arguments.folds is None or run.fold in arguments.folds)
-                and (arguments.methods is None or run.method in arguments.methods)
-                and study.scores(run) is None
-            ]
-            for run in tqdm(todo, desc=path.stem, disable=None):
-                try:
-                    study.train_and_score(run, dataset_dir)
-                except InputError as error:  # the others do not need it
-                    failed.append(str(error))
-        if spec["kind"] == "scores":
-            print(report_scores(spec, study, path.stem))
-        else:
-            draw = draw_cases if spec["kind"] == "cases" else draw_cams
-            output = arguments.output or study.runs / f"{path.stem}.png"
-            print(draw(spec, study, dataset_dir, arguments.cases_dir, arguments.num_cases, output))
+        failed = train(spec, study, arguments, path.stem) if dataset_dir is not None else []
+        try:
+            if spec["kind"] == "scores":
+                print(report_scores(spec, study, path.stem))
+            else:
+                output = arguments.output or study.runs / f"{path.stem}.png"
+                cases = cases_to_show(study, dataset_dir, arguments.cases_dir, arguments.num_cases)
+                print((draw_cases if spec["kind"] == "cases" else draw_cams)(spec, study, *cases, output))
+        except InputError as error:
+            raise InputError(" ".join(failed) or str(error)) from error  # what failed is why
         if failed:
             raise InputError(" ".join(failed))
     except InputError as error:

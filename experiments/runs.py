@@ -13,9 +13,11 @@ import os
 import platform
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +28,7 @@ sys.path.insert(0, str(BUNDLE))
 from scripts.data.datalist import make_datalist  # noqa: E402
 from scripts.errors import InputError  # noqa: E402
 from scripts.files import whole_file  # noqa: E402
+from scripts.weights.record import sha256  # noqa: E402
 
 RESULTS, RUNS = HERE / "results", HERE / "runs"
 CACHE = "configs/cache.json"  # an overlay that needs a folder
@@ -61,6 +64,11 @@ def read_methods() -> dict[str, dict[str, Any]]:
     return methods
 
 
+def overlay_of(method: Mapping[str, Any]) -> dict[str, Any]:
+    """What a method lays over the configs: without words, and what has to be there for it."""
+    return {name: value for name, value in method.items() if name not in ("_desc_", "needs")}
+
+
 @dataclass(frozen=True)
 class Setting:
     """How and how long methods are trained: the configs and what lies over them, the split, the steps, the seeds.
@@ -92,6 +100,8 @@ class Setting:
         """
         path = named(name, HERE / "settings")
         content = read_json(path, ("config_file", "overlay", "split", "iterations", "seeds"))
+        if "distillation_weight" in {**content["overlay"], **(knobs or {})}:
+            raise InputError(f"distillation_weight should be a method's, of methods.json, {path.name} or -- sets it.")
         setting = cls(path.stem, about=content.pop("_desc_", ""), **content)
         return replace(
             setting,
@@ -157,8 +167,29 @@ class Study:
     def all_runs(self, methods: Iterable[str]) -> list[Run]:
         """The first fold and seed of all methods first, so that a table says something early."""
         setting = self.setting
-        names = [name for name in dict.fromkeys(methods) if "why_not" not in self.methods[name]]
+        names = [name for name in dict.fromkeys(methods) if self.why_not(name) is None]
         return [Run(name, fold, seed) for seed in setting.seeds for fold in setting.folds for name in names]
+
+    def why_not(self, method: str) -> str | None:
+        """Why a method is not run, or not with this setting; ``None`` where it is."""
+        if "why_not" in self.methods[method]:
+            return str(self.methods[method]["why_not"])
+        modalities, sides = self.setting.knob("modalities"), self.setting.knob("roi_size")
+        for need in self.methods[method].get("needs", ()):
+            if need.get("modality", modalities[0]) not in modalities:
+                return f"It needs the modality {need['modality']}, this setting has {', '.join(modalities)}."
+            if any(side % need.get("divisor", 1) for side in sides):
+                return f"It needs crops whose sides are multiples of {need['divisor']}, this setting's are {sides}."
+        return None
+
+    def with_needed(self, runs: Iterable[Run]) -> list[Run]:
+        """The runs, each behind those whose weights it needs."""
+        ordered: list[Run] = []
+        for run in runs:
+            for need in self.methods[run.method].get("needs", ()):
+                ordered += [Run(need["method"], run.fold, seed) for seed in need.get("seeds", ())]
+            ordered.append(run)
+        return list(dict.fromkeys(ordered))
 
     def overlay(self, run: Run) -> dict[str, Any]:
         """The config of a run: setting, method, seed, and a budget counted in steps rather than in epochs.
@@ -167,20 +198,27 @@ class Study:
             InputError: when the steps are not a multiple of those of an epoch.
         """
         budget = of_steps(self.setting.iterations, self.setting.steps_per_epoch)
-        return {**self.setting.overlay, **self.methods[run.method], "seed": run.seed, **budget}
+        plain = {"distillation_weight": 0}  # of a method that says nothing of it, whatever the configs say
+        return {**self.setting.overlay, **plain, **self.definition(run), "seed": run.seed, **budget}
 
     def definition(self, run: Run) -> dict[str, Any]:
-        """What a run was made with, but for words."""
-        return {name: value for name, value in self.methods[run.method].items() if name != "_desc_"}
+        """What a run was made with."""
+        return overlay_of(self.methods[run.method])
+
+    def weights(self, run: Run) -> Path:
+        return self.runs / run.name / "model_final.pt"
 
     def prepare(self, dataset_dir: Path) -> None:
         """Splits the data set, and holds the results to the setting and the cases of the first run.
 
         Raises:
-            InputError: when results are there of another setting or of other cases.
+            InputError: when results are there of another setting or of other cases, or the steps do not fit.
         """
         setting = self.setting
-        made = make_datalist(dataset_dir, setting.knob("modalities"), **setting.split)
+        of_steps(setting.iterations, setting.steps_per_epoch)
+        made = make_datalist(
+            dataset_dir, setting.knob("modalities"), suffixes=setting.knob("suffixes"), **setting.split
+        )
         cases = sorted(
             [entry["case_id"], split, entry.get("fold")]
             for split in ("training", "validation", "testing")
@@ -196,31 +234,31 @@ class Study:
             "cases_sha256": hashlib.sha256(json.dumps(cases).encode()).hexdigest(),
         }
         path = self.results / "settings.json"
-        if path.is_file():
-            there = read_json(path)
-            for name, value in wanted.items():
-                if there.get(name) != value:
-                    raise InputError(
-                        f"{name} should be that of {path}, {there.get(name)}, got {value}: take another name for the "
-                        "setting, or another folder by --results."
-                    )
-        else:
-            write(path, wanted)
+        hold_to(path, wanted, "take another name for the setting, or another folder by --results")
         write(self.datalist, made)
 
-    def train_and_score(self, run: Run, dataset_dir: Path) -> None:
-        """Trains and scores; the CSV of cases goes to the results at the end.
+    def training(self, run: Run, dataset_dir: Path) -> Training:
+        cache_dir = self.runs.parent / "cache" if CACHE in self.setting.config_file else None
+        files = dataset_dir, self.datalist, self.weights(run).parent
+        return Training(run.name, self.setting.configs, self.overlay(run), *files, run.fold, cache_dir)
+
+    def train(self, run: Run, dataset_dir: Path) -> None:
+        """Trains, where that is not done.
 
         Raises:
-            InputError: when a workflow fails; the log says why.
+            InputError: when a package is not there, weights are there of something else, or the workflow fails.
         """
-        run_dir = self.runs / run.name
-        cache_dir = self.runs.parent / "cache" if CACHE in self.setting.config_file else None
-        record = train_and_score(
-            run.name, self.setting.configs, self.overlay(run), dataset_dir, self.datalist, run_dir, run.fold, cache_dir
-        )
+        for need in self.methods[run.method].get("needs", ()):
+            if "package" in need and find_spec(need["package"]) is None:
+                raise InputError(f"{run.name} was not run: it needs the package {need['package']}.")
+        self.training(run, dataset_dir).train()
+
+    def score(self, run: Run, dataset_dir: Path) -> None:
+        """Scores a run that is trained; the CSV of cases goes to the results at the end."""
+        training = self.training(run, dataset_dir)
         about = {"method": run.method, "definition": self.definition(run), "fold": run.fold, "seed": run.seed}
-        keep(self.results, run.name, {**about, "iterations": self.setting.iterations, **record}, run_dir)
+        record = {**about, "iterations": self.setting.iterations, **training.score()}
+        keep(self.results, run.name, record, training.run_dir)
 
     def scores(self, run: Run) -> Scores | None:
         """The scores of each case; ``None`` for a run that is not done.
@@ -259,50 +297,130 @@ def of_steps(iterations: int, steps_per_epoch: int | None = None) -> dict[str, A
     }
 
 
-def train_and_score(
-    name: str,
-    configs: Sequence[str],
-    overlay: Mapping[str, Any],
-    dataset_dir: Path,
-    datalist: Path,
-    run_dir: Path,
-    fold: int | None = None,
-    cache_dir: Path | None = None,
-) -> dict[str, Any]:
-    """Trains, scores the cases for testing or those of the fold, and gives what is to be known of the run.
-
-    A training that was cut goes on from its checkpoint; one that is done is not done again.
+def hold_to(path: Path, wanted: Mapping[str, Any], advice: str) -> None:
+    """Writes what something is made with; where the file is there, it has to say the same.
 
     Raises:
-        InputError: when a workflow fails; the log says why.
+        InputError: when it does not, with the first difference and the advice.
     """
-    write(run_dir / "overlay.json", overlay)
-    first, *others = [*configs, str(run_dir / "overlay.json")]
-    weights, hours = run_dir / "model_final.pt", run_dir / "hours.json"
-    knobs = {
-        "bundle_root": BUNDLE,
-        "dataset_dir": dataset_dir.resolve(),
-        "data_list_file_path": datalist.resolve(),
-        "ckpt_dir": run_dir.resolve(),
-        "output_dir": run_dir.resolve(),
-    }
-    if fold is not None:
-        knobs["fold"] = fold
-    if cache_dir is not None:
-        knobs["cache_dir"] = cache_dir.resolve()
-    with open(run_dir / "log.txt", "a") as log:
-        if not weights.is_file() or not hours.is_file():
-            started = time.monotonic()
-            bundle("training", [first, *others], knobs | {"resume": "auto"}, log, name)
-            write(hours, round((time.monotonic() - started) / 3600, 3))
-        scored = {"checkpoint": weights.resolve(), "split": "testing" if fold is None else "validation"}
-        bundle("evaluating", [first, BUNDLE / "configs" / "evaluate.json", *others], knobs | scored, log, name)
+    if not path.is_file():
+        write(path, wanted)
+    elif different := first_difference(read_json(path), json.loads(json.dumps(wanted))):
+        name, was, is_now = different
+        raise InputError(f"{name} should be that of {path}, {was}, got {is_now}: {advice}.")
+
+
+def first_difference(there: Any, wanted: Any) -> tuple[str, str, str] | None:
+    """Where two contents of JSON files differ first: the name, with ``#`` between the levels, and both values."""
+    if there == wanted:
+        return None
+    if isinstance(there, dict) and isinstance(wanted, dict):
+        for name in [*wanted, *there]:
+            if different := first_difference(there.get(name), wanted.get(name)):
+                below, *values = different
+                return "#".join(filter(None, [name, below])), *values
+    return "", *(
+        "nothing" if of is None else textwrap.shorten(str(of), 80, placeholder="...") for of in (there, wanted)
+    )
+
+
+def trained_with(configs: Sequence[str], overlay: Mapping[str, Any], datalist: Path) -> dict[str, Any]:
+    """What decides the weights of a run: its overlay, what the configs hold, the cases."""
     return {
-        "training_hours": read_json(hours),
-        "threads": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count())),
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores",
-        "versions": read_json(run_dir / "model_final.json")["versions"],
+        "overlay": without_words(overlay),
+        "configs": {path.removeprefix(f"{BUNDLE}/"): without_words(read_json(Path(path))) for path in configs},
+        "datalist_sha256": hashlib.sha256(json.dumps(read_json(datalist)).encode()).hexdigest(),
     }
+
+
+def without_words(content: Any) -> Any:
+    """A config without what says nothing of the weights: words, and the metrics of the scores."""
+    if isinstance(content, Mapping):
+        return {name: without_words(of) for name, of in content.items() if name not in ("_desc_", "metrics")}
+    return [without_words(of) for of in content] if isinstance(content, list) else content
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training and its folder, with what a process of it is told."""
+
+    name: str
+    configs: Sequence[str]
+    overlay: Mapping[str, Any]
+    dataset_dir: Path
+    datalist: Path
+    run_dir: Path
+    fold: int | None = None
+    cache_dir: Path | None = None
+
+    @property
+    def weights(self) -> Path:
+        return self.run_dir / "model_final.pt"
+
+    def check(self) -> None:
+        """Holds the folder to what its weights were trained with.
+
+        Raises:
+            InputError: when that was something else, or is not known.
+        """
+        path = self.run_dir / "trained_with.json"
+        if not path.is_file() and (self.weights.is_file() or any(self.run_dir.glob("checkpoint_*.pt"))):
+            raise InputError(f"{self.run_dir} should say what it was trained with, it does not: delete this folder.")
+        hold_to(path, trained_with(self.configs, self.overlay, self.datalist), f"delete {self.run_dir} to train anew")
+
+    def bundle(self, workflow: str, configs: Sequence[Path], knobs: Mapping[str, Any]) -> None:
+        write(self.run_dir / "overlay.json", self.overlay)
+        first, *others = [*self.configs, str(self.run_dir / "overlay.json")]
+        own = {
+            "bundle_root": BUNDLE,
+            "dataset_dir": self.dataset_dir.resolve(),
+            "data_list_file_path": self.datalist.resolve(),
+            "ckpt_dir": self.run_dir.resolve(),
+            "output_dir": self.run_dir.resolve(),
+        }
+        if self.fold is not None:
+            own["fold"] = self.fold
+        if self.cache_dir is not None:
+            own["cache_dir"] = self.cache_dir.resolve()
+        with open(self.run_dir / "log.txt", "a") as log:
+            bundle(workflow, [first, *configs, *others], own | knobs, log, self.name)
+
+    def train(self) -> None:
+        """Trains; one that was cut goes on from its checkpoint, one that is done is not done again.
+
+        Raises:
+            InputError: when the folder is of another training, or the workflow fails; the log says why.
+        """
+        self.check()
+        path = self.run_dir / "time.json"
+        before = read_json(path) if path.is_file() else {"seconds": 0.0, "since": None}
+        if self.weights.is_file() and before["since"] is None:
+            return
+        seconds = before["seconds"]
+        if before["since"] is not None:  # it was cut: what came after its last checkpoint is done again
+            saved = [checkpoint.stat().st_mtime for checkpoint in self.run_dir.glob("checkpoint_*.pt")]
+            seconds += max(0.0, max(saved, default=0.0) - before["since"])
+        write(path, {"seconds": seconds, "since": time.time()})
+        started = time.monotonic()
+        self.bundle("training", [], {"resume": "auto"})
+        write(path, {"seconds": seconds + time.monotonic() - started, "since": None})
+
+    def score(self) -> dict[str, Any]:
+        """Scores the cases for testing or those of the fold, and gives what is to be known of the run.
+
+        Raises:
+            InputError: when the workflow fails; the log says why.
+        """
+        split = "testing" if self.fold is None else "validation"
+        scored = {"checkpoint": self.weights.resolve(), "split": split}
+        self.bundle("evaluating", [BUNDLE / "configs" / "evaluate.json"], scored)
+        return {
+            "training_hours": round(read_json(self.run_dir / "time.json")["seconds"] / 3600, 3),
+            "trained_with_sha256": sha256(self.run_dir / "trained_with.json"),
+            "threads": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count())),
+            "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores",
+            "versions": read_json(self.run_dir / "model_final.json")["versions"],
+        }
 
 
 def keep(results: Path, name: str, record: Mapping[str, Any], run_dir: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from monai.bundle import ConfigParser
-from runs import BUNDLE
+from runs import BUNDLE, overlay_of
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -34,7 +34,7 @@ def network_of(method: Mapping[str, Any], knobs: Mapping[str, Any]) -> nn.Module
     """The network of a method, with first weights: what ``network_def`` of ``train.json`` makes under its overlay."""
     parser = ConfigParser()
     parser.read_config(str(BUNDLE / "configs" / "train.json"))
-    for name, value in {**knobs, **method}.items():
+    for name, value in {**knobs, **overlay_of(method)}.items():
         parser.set(value, name)
     network: nn.Module = parser.get_parsed_content("network_def")
     return network

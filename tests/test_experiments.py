@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
+import os
 from pathlib import Path
 
 import challenge
@@ -16,11 +18,14 @@ import numpy as np
 import pytest
 import rivals
 import run as runner
+import runs
 import sizes
 import tables
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from matplotlib.image import imread
+from monai.bundle import ConfigParser
+from monai.bundle.utils import merge_kv
 from runs import InputError, Run, Setting, Study, read_methods
 
 from scripts.networks import MISSU, MultiScaleFusion
@@ -170,21 +175,21 @@ def test_runs_once_goes_on_and_draws(tmp_path, hippocampi, capsys):
     experiment = write_experiment(tmp_path, {"one": {"method": "plain"}, "other": {"method": "taught"}})
     folders = ["--setting", setting, "--results", str(tmp_path / "tables"), "--runs", str(tmp_path / "runs")]
     command = [experiment, "--dataset_dir", str(hippocampi), *folders]
-    results, runs = tmp_path / "tables" / "data" / "tiny_2", tmp_path / "runs" / "data" / "tiny_2"
+    results, run_dirs = tmp_path / "tables" / "data" / "tiny_2", tmp_path / "runs" / "data" / "tiny_2"
 
     assert runner.main([*command, "--methods", "plain"]) is None, capsys.readouterr().err
     assert set(table(results / "few.csv")) == {"one"}
     before = (results / "plain_seed0.csv").stat()
 
-    assert runner.main(command) is None, (runs / "taught_seed0" / "log.txt").read_text()
+    assert runner.main(command) is None, (run_dirs / "taught_seed0" / "log.txt").read_text()
     rows = table(results / "few.csv")
     assert set(rows) == {"one", "other"}
     assert (results / "plain_seed0.csv").stat().st_mtime_ns == before.st_mtime_ns
     record = json.loads((results / "taught_seed0.json").read_text())
     assert (record["iterations"], record["seed"], record["definition"]["distillation_weight"]) == (2, 0, 0.3)
     assert int(rows["one"]["cases"]) == 2  # 30 % of six
-    assert "teacher_loss" in (runs / "taught_seed0" / "log.txt").read_text()
-    weights = [json.loads((runs / f"{name}_seed0" / "overlay.json").read_text()) for name in ("plain", "taught")]
+    assert "teacher_loss" in (run_dirs / "taught_seed0" / "log.txt").read_text()
+    weights = [json.loads((run_dirs / f"{name}_seed0" / "overlay.json").read_text()) for name in ("plain", "taught")]
     assert all(of["network_def#hidden_size"] == 8 for of in weights)
 
     for kind in ("cases", "cam"):
@@ -195,7 +200,86 @@ def test_runs_once_goes_on_and_draws(tmp_path, hippocampi, capsys):
         assert imread(picture).std() > 0.05
 
     write_setting(tmp_path, split={"seed": 1, "validation_fraction": 0.1, "testing_fraction": 0.3})
-    assert str(runner.main(command)).startswith("Error: split should be that of")
+    assert str(runner.main(command)).startswith("Error: split#seed should be that of")
+
+
+@pytest.fixture
+def workflows(monkeypatch) -> list[str]:
+    """Those that were run; none is, but their files are there."""
+    calls = []
+
+    def run(workflow: str, config_file: list[object], knobs: dict[str, object], log: object, name: str) -> None:
+        calls.append(f"{workflow} {name}")
+        folder = Path(str(knobs["output_dir"]))
+        if workflow == "training":
+            (folder / "model_final.pt").write_bytes(b"weights")
+            (folder / "model_final.json").write_text(json.dumps({"versions": {"torch": "2", "bundle": "1"}}))
+        else:
+            (folder / "metrics.csv").write_text("case,dice_anterior,accuracy_anterior\na,0.5,0.9\n")
+
+    monkeypatch.setattr(runs, "bundle", run)
+    return calls
+
+
+def test_weights_are_scored_as_what_they_were_trained_as(tmp_path, hippocampi, workflows, monkeypatch):
+    setting = write_setting(tmp_path)
+    experiment = write_experiment(tmp_path, {"one": {"method": "plain"}})
+    common = [experiment, "--dataset_dir", str(hippocampi), "--setting", setting, "--runs", str(tmp_path / "runs")]
+    run_dir = tmp_path / "runs" / "data" / "tiny_2" / "plain_seed0"
+    assert runner.main([*common, "--results", str(tmp_path / "a")]) is None
+    assert workflows == ["training plain_seed0", "evaluating plain_seed0"]
+    record = json.loads((tmp_path / "a" / "data" / "tiny_2" / "plain_seed0.json").read_text())
+    assert record["trained_with_sha256"] == runs.sha256(run_dir / "trained_with.json")
+
+    overlay = {"roi_size": [16, 16, 16], **{f"network_def#{name}": value for name, value in TINY.items()}}
+    write_setting(tmp_path, overlay={**overlay, "metrics": ["dice"]})  # says nothing of the weights
+    assert runner.main([*common, "--results", str(tmp_path / "b")]) is None
+    assert workflows[2:] == ["evaluating plain_seed0"]
+
+    write_setting(tmp_path, overlay={**overlay, "learning_rate": 0.1})
+    message = runner.main([*common, "--results", str(tmp_path / "c")])
+    path = run_dir / "trained_with.json"
+    assert f"overlay#learning_rate should be that of {path}, nothing, got 0.1: delete {run_dir}" in str(message)
+    write_setting(tmp_path, split={"seed": 1, "validation_fraction": 0.1, "testing_fraction": 0.3})
+    message = runner.main([*common, "--results", str(tmp_path / "d")])
+    assert "datalist_sha256 should be that of" in str(message)
+    config = tmp_path / "own.json"
+    for value in (2, 3):
+        config.write_text(json.dumps({"batch_size": value, "_desc_": f"Of {value}."}))
+        files = ["configs/train.json", "configs/hippocampus.json", str(config)]
+        write_setting(tmp_path, config_file=files, seeds=[1])
+        message = runner.main([*common, "--results", str(tmp_path / str(value))])
+    assert f"configs#{config}#batch_size should be that of" in str(message)
+
+    write_setting(tmp_path)
+    changed = {**METHODS, "plain": {"distillation_weight": 0.7}}
+    monkeypatch.setattr(runner, "read_methods", lambda: changed)
+    (tmp_path / "a" / "data" / "tiny_2" / "plain_seed0.csv").unlink()
+    message = runner.main([*common, "--results", str(tmp_path / "a")])
+    assert "overlay#distillation_weight should be that of" in str(message)
+    path.unlink()
+    message = runner.main([*common, "--results", str(tmp_path / "a")])
+    assert f"{run_dir} should say what it was trained with, it does not: delete this folder." in str(message)
+    assert len([call for call in workflows if call.startswith("training plain_seed0")]) == 1
+
+
+def test_minutes_are_those_of_all_processes(tmp_path, workflows, monkeypatch):
+    datalist = tmp_path / "datalist.json"
+    datalist.write_text("{}")
+    training = runs.Training("x", [], {}, tmp_path, datalist, tmp_path / "run")
+    training.check()
+    now = 1_000_000.0
+    # A process of 100 s is done; another began, saved a checkpoint after 30 s, and was cut.
+    runs.write(tmp_path / "run" / "time.json", {"seconds": 100.0, "since": now})
+    checkpoint = tmp_path / "run" / "checkpoint_iteration=3.pt"
+    checkpoint.touch()
+    os.utime(checkpoint, (now + 30, now + 30))
+    clock = iter([50.0, 70.0])
+    monkeypatch.setattr(runs.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(runs, "bundle", lambda *_: training.weights.touch())
+    training.train()
+    assert json.loads((tmp_path / "run" / "time.json").read_text()) == {"seconds": 150.0, "since": None}
+    training.train()  # is done
 
 
 def test_a_run_that_fails_is_named_and_the_table_is_made(tmp_path, hippocampi, capsys):
@@ -216,16 +300,118 @@ def test_a_run_that_fails_is_named_and_the_table_is_made(tmp_path, hippocampi, c
     [
         (["no_such_experiment"], "The file"),
         (["table4"], "--dataset_dir should be given"),
-        (["table4", "--dataset", "x", "--methods", "none"], "methods.json should have none"),
+        (["table4", "--dataset", "x", "--methods", "none"], "--methods should be some of base, base, base-literal"),
+        (["table4", "--dataset", "x", "--methods", "unet"], "--methods should be some of base, base, base-literal"),
+        (["table4", "--dataset", "x", "--setting", "brats_2mm", "--folds", "3"], "--folds should be some of 0, 1, 2, "),
+        (["table4", "--dataset", "x", "--", "--distillation_weight", "0.3"], "distillation_weight should be a method"),
         (["table4", "--dataset", "x", "--setting", "none"], "The file"),
         (["figure4", "--dataset", "x", "--setting", "phantoms", "--cases_dir", "x"], "The weights of"),
     ],
-    ids=["experiment", "data set", "method", "setting", "weights"],
+    ids=["experiment", "data set", "method", "method of another", "fold", "distillation", "setting", "weights"],
 )
 def test_bad_input(tmp_path, arguments, sentence, monkeypatch):
     monkeypatch.setattr(figures, "make_datalist", lambda *_, **__: {"testing": [{}]})
     message = runner.main([*arguments, "--runs", str(tmp_path), "--results", str(tmp_path)])
     assert str(message).startswith(f"Error: {sentence}")
+
+
+def test_a_figure_makes_the_weights_that_it_shows_and_no_more(tmp_path, hippocampi, workflows):
+    split = {"seed": 0, "folds": 2, "testing_fraction": 0.0}
+    setting = write_setting(tmp_path, split=split, seeds=[0, 1])
+    rows = {"one": {"method": "plain"}, "other": {"method": "taught"}, "again": {"method": "plain"}}
+    folders = ["--setting", setting, "--results", str(tmp_path / "tables"), "--runs", str(tmp_path / "runs")]
+    scores = write_experiment(tmp_path, {"one": {"method": "plain"}})
+    command = ["--dataset_dir", str(hippocampi), *folders, "--folds", "0"]
+    assert runner.main([scores, *command, "--seeds", "0"]) is None
+    workflows.clear()
+    figure = write_experiment(tmp_path, rows, kind="cam")
+    message = runner.main([figure, "--dataset_dir", str(hippocampi), *folders])
+    assert "plain_fold0_seed0/model_final.pt" in str(message)  # it holds no weights
+    assert workflows == ["training taught_fold0_seed0"]
+
+
+def test_what_went_wrong_is_said_where_nothing_is_done(tmp_path, hippocampi, monkeypatch, workflows):
+    def fails(workflow: str, *_: object) -> None:
+        raise InputError(f"The {workflow} failed.")
+
+    setting = write_setting(tmp_path, iterations=10, steps_per_epoch=4)
+    folders = ["--setting", setting, "--results", str(tmp_path / "tables"), "--runs", str(tmp_path / "runs")]
+    for kind in ("scores", "cam"):
+        experiment = write_experiment(tmp_path, {"one": {"method": "plain"}, "two": {"method": "taught"}}, kind=kind)
+        command = [experiment, "--dataset_dir", str(hippocampi), *folders]
+        message = runner.main([*command, "--iterations", "10"])
+        assert message == "Error: iterations should be a multiple of steps_per_epoch, got 10 and 4."
+        with monkeypatch.context() as patch:
+            patch.setattr(runs, "bundle", fails)
+            assert runner.main([*command, "--iterations", "8"]) == "Error: The training failed. The training failed."
+    assert not workflows
+
+
+def test_what_a_method_needs_comes_first(tmp_path):
+    setting = Setting.read("hippocampus_bfloat16", seeds=[0, 1])
+    spec = json.loads((EXPERIMENTS / "self_distillation.json").read_text())
+    study = Study("x", setting, METHODS)
+    todo = [run.name for run in study.with_needed(study.all_runs(runner.methods_of(spec)))]
+    assert len(todo) == len(set(todo))
+    first = todo.index("ensemble-taught_seed0")
+    assert all(todo.index(f"ms-output_seed{seed}") < first for seed in range(3))
+    by_folds = Study("x", Setting.read("brats_2mm"), METHODS)
+    needed = by_folds.with_needed([Run("ensemble-taught", 1, 0)])
+    assert [run.name for run in needed[:-1]] == [f"ms-output_fold1_seed{seed}" for seed in range(3)]
+    for of, fold, path in ((study, None, "ms-output_seed2"), (by_folds, 1, "ms-output_fold1_seed2")):
+        parser = parser_of(of, Run("ensemble-taught", fold, 0), {"ckpt_dir": "runs/x", "fold": fold})
+        weights = parser.get_parsed_content("self_distillation#teacher#weights")
+        assert weights[2] == f"runs/x/../{path}/model_final.pt"
+
+
+def parser_of(study: Study, run: Run, knobs: dict[str, object]) -> ConfigParser:
+    parser = ConfigParser()
+    parser.read_config(study.setting.configs)
+    for name, value in {**study.overlay(run), **knobs}.items():
+        merge_kv(parser, name, value)
+    return parser
+
+
+def test_what_cannot_be_run_is_said_before(monkeypatch, tmp_path, hippocampi, workflows):
+    study = Study("x", Setting.read("hippocampus"), METHODS)
+    assert study.why_not("kd-net") == "It needs the modality t1ce, this setting has mri."
+    for name in ("dynunet-6", "swinunetr"):
+        assert "multiples of 32, this setting's are [32, 48, 32]" in str(study.why_not(name))
+    assert study.all_runs(["kd-net", "swinunetr", "dynunet-6"]) == []
+    brats = Study("x", Setting.read("brats_2mm"), METHODS)
+    assert [brats.why_not(name) for name in ("kd-net", "dynunet-6", "swinunetr", "unetr")] == [None] * 4
+    monkeypatch.setattr(runs, "find_spec", lambda _: None)
+    experiment = write_experiment(tmp_path, {"one": {"method": "plain"}, "UNETR": {"method": "unetr"}})
+    folders = ["--setting", write_setting(tmp_path), "--results", str(tmp_path / "t"), "--runs", str(tmp_path / "r")]
+    message = runner.main([experiment, "--dataset_dir", str(hippocampi), *folders])
+    assert message == "Error: unetr_seed0 was not run: it needs the package einops."
+    assert workflows == ["training plain_seed0", "evaluating plain_seed0"]
+
+
+def test_schedules_are_of_all_steps_and_methods_without_distillation_have_none(tmp_path):
+    overlay = Setting.read("hippocampus").overlay
+    setting = write_setting(tmp_path, iterations=12, steps_per_epoch=4, overlay=overlay)
+    study = Study("x", Setting.read(setting, iterations=3000), METHODS)
+    expected = {
+        ("missu-warm-up", "lr_scheduler#warm_up_iters"): 300,
+        ("taught-ramp", "loss#ramp_steps"): 1000,
+        ("repaired", "loss#start"): 2000,
+        ("repaired", "loss#ramp_steps"): 300,
+        ("averaged", "average#momentum"): 10 / 3000,
+        ("averaged-taught", "average#momentum"): 10 / 3000,
+    }
+    for (method, name), value in expected.items():
+        assert parser_of(study, Run(method, None, 0), {}).get_parsed_content(name) == value, method
+    for method, content in METHODS.items():
+        if "why_not" not in content:
+            weight = study.overlay(Run(method, None, 0))["distillation_weight"]
+            assert bool(weight) == ("distillation_weight" in content and method not in NOTHING_DISTILLED), method
+    handlers = parser_of(study, Run("averaged", None, 0), {})["train"]["handlers"]
+    [state] = [of for of in handlers if isinstance(of, dict) and of["_target_"].endswith("TrainingState")]
+    assert state["objects"] == {**state["objects"], "network": "@self_distillation", "average": "@average"}
+
+
+NOTHING_DISTILLED = ("plain", "ms-output", "ms-output-identity", "deep-supervision", "averaged")
 
 
 def test_knobs_come_behind_two_dashes(tmp_path):
@@ -463,6 +649,32 @@ def test_a_network_ends_as_the_average_of_its_steps():
     assert seen == [0.0, 1.0]
     assert network.weight.item() == 2.75
     assert not any(parameter.requires_grad for parameter in taught.teacher.parameters())
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before the average", "behind it"])
+def test_an_average_of_steps_goes_on(first):
+    def run(state: list[dict[str, torch.Tensor]] | None = None) -> tuple[torch.nn.Module, dict[int, object]]:
+        network = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.zeros_(network.weight)
+        averaged = ideas.AverageOfSteps(network, momentum=0.25)
+        engine, saved = Engine(lambda *_: network.weight.data.add_(4)), {}
+
+        def save(engine: Engine) -> None:
+            saved[engine.state.iteration] = copy.deepcopy([network.state_dict(), averaged.state_dict()])
+
+        events = [lambda: engine.add_event_handler(Events.ITERATION_COMPLETED, save), lambda: averaged.attach(engine)]
+        for attach in events if first else reversed(events):
+            attach()
+        if state is not None:
+            engine.load_state_dict({"iteration": 2, "epoch_length": 4, "max_epochs": 1})
+            network.load_state_dict(state[0])
+            averaged.load_state_dict(state[1])
+        engine.run([0] * 4, max_epochs=1)
+        return network, saved
+
+    whole, saved = run()
+    gone_on, _ = run(saved[2])
+    assert gone_on.weight.item() == whole.weight.item() != 0
 
 
 def test_a_teacher_of_several_networks(tmp_path):
