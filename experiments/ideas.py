@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from ignite.engine import Engine, Events
-from ignite.handlers import EMAHandler
 from monai.losses import DeepSupervisionLoss
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -221,20 +221,36 @@ class AverageOfSteps:
 
     def __init__(self, network: nn.Module, momentum: float) -> None:
         self.network = network
-        self.handler = EMAHandler(network, momentum=momentum)
-
-    @property
-    def average(self) -> nn.Module:
-        return self.handler.ema_model
+        self.momentum = momentum
+        self.average = deepcopy(network).requires_grad_(False).eval()
+        self.engine: Engine
+        self.steps = 0
 
     def attach(self, engine: Engine) -> None:
-        self.handler.attach(engine)
+        self.engine = engine
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
+        self.follow()
         state = engine.state
         if state.iteration == state.max_epochs * state.epoch_length:
             self.network.load_state_dict(self.average.state_dict())
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Takes in the weights of a step, once: a checkpoint may be written before or after this handler is called."""
+        if self.steps < self.engine.state.iteration:
+            self.steps = self.engine.state.iteration
+            for mean, newest in zip(self.average.parameters(), self.network.parameters(), strict=True):
+                mean.mul_(1 - self.momentum).add_(newest, alpha=self.momentum)
+
+    def state_dict(self) -> dict[str, Any]:
+        self.follow()
+        return {"average": self.average.state_dict(), "steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.average.load_state_dict(state["average"])
+        self.steps = state["steps"]
 
 
 class IdentityFusion(MultiScaleFusion):
