@@ -2,21 +2,22 @@
 
     python experiments/challenge.py --dataset_dir <labelled cases> --validation_dir <the others> --output_dir submission
 
-No case is set aside, and the last weights are used. Masks are ``<case>.nii.gz`` with the enhancing tumor as 4, in the
-space of the images, as the portal of BraTS 2018 to 2021 takes them; ``--label_convention`` for those of other years.
+No case is set aside, the settings are the paper's, and the last weights are used. Masks are ``<case>.nii.gz`` with the
+enhancing tumor as 4, in the space of the images, as the portal of BraTS 2018 to 2021 takes them;
+``--label_convention`` for those of other years.
 The same command goes on after an interruption.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import hashlib
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from runs import BUNDLE, InputError, bundle
+from runs import BUNDLE, InputError, bundle, hold_to, read_json, write
 
 from scripts.arguments import listed
 from scripts.data.cases import list_cases
@@ -25,6 +26,7 @@ from scripts.files import whole_file
 from scripts.weights.record import sha256
 
 CONFIGS = BUNDLE / "configs"
+DISTILLATION_WEIGHT = 0.3  # the paper's lambda; the other settings of train.json are the paper's already
 
 
 def main(argv: Sequence[str] | None = None) -> str | None:
@@ -51,7 +53,7 @@ def play(arguments: argparse.Namespace) -> str:
     """Trains, segments and hands out; gives the sentence that says what was written.
 
     Raises:
-        InputError: when a workflow fails, or a case has no mask in the end.
+        InputError: when the folder is of other arguments, a workflow fails, or a case has no mask in the end.
     """
     output: Path = arguments.output_dir
     work = output / "work"
@@ -59,20 +61,27 @@ def play(arguments: argparse.Namespace) -> str:
     weights = work / "model_final.pt"
     wanted = [case.case_id for case in list_cases(arguments.validation_dir)]
     knobs = {"bundle_root": BUNDLE, "label_convention": arguments.label_convention}
-    overlays = [str(BUNDLE / name) for name in arguments.config_file]
+    overlays = [BUNDLE / name for name in arguments.config_file]
+    contents = {str(path): read_json(path) for path in overlays}
+    cases = sorted(case.case_id for case in list_cases(arguments.dataset_dir))
+    wanted_weights = {"cases": cases, "label_convention": arguments.label_convention, "config_file": contents}
+    advice = f"delete {work} to train anew, or take another --output_dir"
+    hold_to(work / "arguments.json", wanted_weights, advice, work.glob("*.pt"))
     with open(work / "log.txt", "a") as log:
         if not weights.is_file():
             own = {"dataset_dir": arguments.dataset_dir.resolve(), "ckpt_dir": work.resolve(), "resume": "auto"}
-            train = [CONFIGS / "train.json", CONFIGS / "all_cases.json", *overlays]
-            bundle("training", train, {**knobs, **own, "output_dir": work.resolve()}, log, str(output))
-        masks = work / f"masks-{sha256(weights)[:16]}"  # those of other weights are no part of it
+            own |= {"output_dir": work.resolve(), "distillation_weight": DISTILLATION_WEIGHT}
+            train = [CONFIGS / "train.json", *overlays, CONFIGS / "all_cases.json"]  # which no overlay undoes
+            bundle("training", train, {**knobs, **own}, log, str(output))
+        # Those of other weights, or of other cases with the same names, are no part of it.
+        of_cases = hashlib.sha256(str(arguments.validation_dir.resolve()).encode()).hexdigest()
+        masks = work / f"masks-{arguments.label_convention}-{sha256(weights)[:16]}-{of_cases[:8]}"
         own = {"dataset_dir": arguments.validation_dir.resolve(), "checkpoint": weights.resolve()}
         own |= {"output_dir": masks.resolve(), "skip_existing": True}
         network = {}
-        for path in overlays:
-            content = json.loads(Path(path).read_text())
+        for content in contents.values():
             network |= {name: value for name, value in content.items() if name.startswith("network_def")}
-        (work / "network.json").write_text(json.dumps(network) + "\n")
+        write(work / "network.json", network)
         bundle("inference", [CONFIGS / "inference.json", work / "network.json"], {**knobs, **own}, log, str(output))
     missing = [case_id for case_id in wanted if not (masks / f"{case_id}_seg.nii.gz").is_file()]
     if missing:

@@ -297,13 +297,15 @@ def of_steps(iterations: int, steps_per_epoch: int | None = None) -> dict[str, A
     }
 
 
-def hold_to(path: Path, wanted: Mapping[str, Any], advice: str) -> None:
-    """Writes what something is made with; where the file is there, it has to say the same.
+def hold_to(path: Path, wanted: Mapping[str, Any], advice: str, made: Iterable[Path] = ()) -> None:
+    """Writes what something is made with; where the file or what was made is there, the file has to say the same.
 
     Raises:
         InputError: when it does not, with the first difference and the advice.
     """
     if not path.is_file():
+        if there := sorted(made):
+            raise InputError(f"{path} should say what {there[0].name} was made with, it is not there: {advice}.")
         write(path, wanted)
     elif different := first_difference(read_json(path), json.loads(json.dumps(wanted))):
         name, was, is_now = different
@@ -363,10 +365,9 @@ class Training:
         Raises:
             InputError: when that was something else, or is not known.
         """
-        path = self.run_dir / "trained_with.json"
-        if not path.is_file() and (self.weights.is_file() or any(self.run_dir.glob("checkpoint_*.pt"))):
-            raise InputError(f"{self.run_dir} should say what it was trained with, it does not: delete this folder.")
-        hold_to(path, trained_with(self.configs, self.overlay, self.datalist), f"delete {self.run_dir} to train anew")
+        wanted = trained_with(self.configs, self.overlay, self.datalist)
+        advice = f"delete {self.run_dir} to train anew"
+        hold_to(self.run_dir / "trained_with.json", wanted, advice, self.run_dir.glob("*.pt"))
 
     def bundle(self, workflow: str, configs: Sequence[Path], knobs: Mapping[str, Any]) -> None:
         write(self.run_dir / "overlay.json", self.overlay)

@@ -259,7 +259,7 @@ def test_weights_are_scored_as_what_they_were_trained_as(tmp_path, hippocampi, w
     assert "overlay#distillation_weight should be that of" in str(message)
     path.unlink()
     message = runner.main([*common, "--results", str(tmp_path / "a")])
-    assert f"{run_dir} should say what it was trained with, it does not: delete this folder." in str(message)
+    assert f"{path} should say what model_final.pt was made with, it is not there: delete {run_dir}" in str(message)
     assert len([call for call in workflows if call.startswith("training plain_seed0")]) == 1
 
 
@@ -582,6 +582,34 @@ def test_a_challenge_by_one_command(tmp_path, capsys):
     record = json.loads((output / "work" / "model_final.json").read_text())
     assert record["cases"] == sorted(path.name for path in (tmp_path / "training").iterdir())
     assert "all: 3 of the 3 labelled cases" in (output / "work" / "log.txt").read_text()
+    assert record["settings"]["distillation_weight"] == 0.3  # the paper's
+
+    overlay.write_text(json.dumps({**settings, "max_epochs": 2}))
+    message = challenge.main(command)
+    assert f"config_file#{overlay}#max_epochs should be that of {output}/work/arguments.json, 1, got 2" in str(message)
+
+
+def test_no_overlay_of_a_challenge_sets_cases_aside(tmp_path, monkeypatch):
+    def run(workflow: str, config_file: list[object], knobs: dict[str, object], log: object, name: str) -> None:
+        called.append((workflow, [*map(str, config_file)], knobs))
+        (tmp_path / "out" / "work" / "model_final.pt").write_bytes(b"weights")
+
+    called: list[tuple[str, list[str], dict[str, object]]] = []
+    monkeypatch.setattr(challenge, "bundle", run)
+    write_phantoms(tmp_path / "training", 1, (32, 32, 32))
+    command = ["--dataset_dir", str(tmp_path / "training"), "--validation_dir", str(tmp_path / "training")]
+    command += ["--output_dir", str(tmp_path / "out"), "--config_file", "['configs/cpu.json']"]
+    assert str(challenge.main(command)).startswith("Error: 1 of 1 cases have no mask")
+    (_, configs, _), (_, _, knobs) = called
+    parser = ConfigParser()
+    parser.read_config(configs)
+    assert parser["val_interval"] == "$@max_epochs + 1"
+    assert "brats2018" in str(knobs["output_dir"])
+    message = challenge.main([*command, "--label_convention", "brats2023"])
+    assert "label_convention should be that of" in str(message)
+    (tmp_path / "out" / "work" / "arguments.json").unlink()
+    message = challenge.main(command)
+    assert "arguments.json should say what model_final.pt was made with, it is not there: delete" in str(message)
 
 
 def test_a_fusion_that_begins_as_the_identity():
