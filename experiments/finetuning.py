@@ -11,7 +11,6 @@ the steps and all knobs but those of ``finetune.json``. A run that has its CSV i
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,13 +20,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from runs import BUNDLE, RESULTS, RUNS, Training, keep, of_steps, read_scores
-from tables import interval_of_seeds, mean_dice
+from runs import BUNDLE, RESULTS, RUNS, Training, cases_of, hold_to, keep, of_steps, read_scores, write
+from tables import mean_dice, t_interval
 
 from scripts.data.datalist import make_datalist
 from scripts.errors import InputError
 from scripts.evaluation.report import write_csv
 from scripts.files import whole_file
+from scripts.weights.record import sha256
 
 SCRATCH, TUNED = "scratch", "fine-tuned"
 SCRATCH_RATE = 0.001  # that of a plan for few steps
@@ -83,14 +83,51 @@ def run_of(task: Task, way: str, pretrained: Path) -> tuple[list[str], dict[str,
     return [str(BUNDLE / name) for name in names], {**task.overlay, **own}
 
 
-def write_datalist(task: Task, dataset_dir: Path, num_cases: int, seed: int, path: Path) -> None:
-    """The split of the task, with so many cases to train on."""
-    datalist = make_datalist(dataset_dir, task.modalities, **task.split)
-    if len(datalist["training"]) < num_cases:
-        raise InputError(f"{dataset_dir} should leave {num_cases} cases to train on, has {len(datalist['training'])}.")
-    datalist["training"] = random.Random(seed).sample(datalist["training"], num_cases)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(datalist, indent=2) + "\n")
+def draw(datalist: Mapping[str, Any], num_cases: int, seed: int) -> dict[str, Any]:
+    """The split of the task, with so many cases to train on.
+
+    Raises:
+        InputError: when there are not so many.
+    """
+    training = datalist["training"]
+    if len(training) < num_cases:
+        raise InputError(f"{datalist['name']} should leave {num_cases} cases to train on, has {len(training)}.")
+    return {**datalist, "training": random.Random(seed).sample(training, num_cases)}
+
+
+def train(task: Task, arguments: argparse.Namespace, key: str) -> None:
+    """Makes the runs that are not there; the results are held to the cases, steps and weights of the first run.
+
+    Raises:
+        InputError: when they are of others, the cases do not suffice, or a workflow fails.
+    """
+    results, pretrained = arguments.results / key, arguments.pretrained
+    iterations = arguments.iterations or task.iterations
+    runs = RUNS / "finetuning" / f"{key}_{sha256(pretrained)[:8]}"
+    datalist = make_datalist(arguments.dataset_dir, task.modalities, **task.split)
+    wanted = {
+        "task": task._asdict(),
+        "iterations": iterations,
+        "learning_rate_from_scratch": SCRATCH_RATE,
+        "pretrained_sha256": sha256(pretrained),
+        **cases_of(datalist),
+    }
+    advice = "name another folder by --results; without --dataset_dir its table is made all the same"
+    hold_to(results / "settings.json", wanted, advice, results.glob("*_seed*.csv"))
+    for seed in arguments.seeds:
+        for num_cases in task.cases:
+            folder = runs / f"{num_cases}_seed{seed}"
+            write(folder / "datalist.json", draw(datalist, num_cases, seed))
+            for way in (SCRATCH, TUNED):
+                name = f"{way}_{num_cases}_seed{seed}"
+                if read_scores(results / f"{name}.csv") is None:
+                    configs, overlay = run_of(task, way, pretrained)
+                    overlay |= {"seed": seed, **of_steps(iterations)}
+                    files = (arguments.dataset_dir, folder / "datalist.json", folder / way)
+                    training = Training(name, configs, overlay, *files)
+                    training.train()
+                    record = {"way": way, "cases": num_cases, "seed": seed, "iterations": iterations}
+                    keep(results, name, record | training.score(), folder / way)
 
 
 def report(task: Task, seeds: Sequence[int], results: Path) -> str:
@@ -117,7 +154,7 @@ def report(task: Task, seeds: Sequence[int], results: Path) -> str:
             spread = means.std(ddof=1) if len(common) > 1 else float("nan")
             numbers = [means.mean(), spread]
             gains = (values - scores[SCRATCH]).mean(axis=1)
-            numbers += [gains.mean(), *interval_of_seeds(gains)] if way == TUNED else [float("nan")] * 3
+            numbers += [gains.mean(), *t_interval(gains)] if way == TUNED else [float("nan")] * 3
             rows.append([str(num_cases), way, str(len(common)), str(len(names)), *(f"{n:.4f}" for n in numbers)])
     if len(rows) == 1:
         raise InputError(f"There should be runs to report, {results} holds none: give --dataset_dir to make them.")
@@ -148,30 +185,26 @@ def main(argv: Sequence[str] | None = None) -> str | None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--dataset_dir", type=Path, help="folder of the cases; without it, only the table is made")
-    parser.add_argument("--pretrained", type=Path, required=True, help="weights to begin with, their record beside")
+    parser.add_argument("--pretrained", type=Path, help="weights to begin with, their record beside")
     parser.add_argument("--iterations", type=int, help="steps of each run, where not those of the task")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--results", type=Path, default=RESULTS / "finetuning", help="folder of tables")
     arguments = parser.parse_args(argv)
-    task, pretrained = TASKS[arguments.task], arguments.pretrained
-    iterations = arguments.iterations or task.iterations
-    key = f"{pretrained.stem}_to_{arguments.task}_{iterations}"
-    results = RESULTS / "finetuning" / key
+    task = TASKS[arguments.task]
     try:
-        for seed in arguments.seeds if arguments.dataset_dir is not None else ():
-            for num_cases in task.cases:
-                folder = RUNS / "finetuning" / key / f"{num_cases}_seed{seed}"
-                write_datalist(task, arguments.dataset_dir, num_cases, seed, folder / "datalist.json")
-                for way in (SCRATCH, TUNED):
-                    name = f"{way}_{num_cases}_seed{seed}"
-                    if read_scores(results / f"{name}.csv") is None:
-                        configs, overlay = run_of(task, way, pretrained)
-                        overlay |= {"seed": seed, **of_steps(iterations)}
-                        files = (arguments.dataset_dir, folder / "datalist.json", folder / way)
-                        training = Training(name, configs, overlay, *files)
-                        training.train()
-                        record = {"way": way, "cases": num_cases, "seed": seed, "iterations": iterations}
-                        keep(results, name, record | training.score(), folder / way)
-        print(report(task, arguments.seeds, results))
+        if arguments.dataset_dir is None:
+            begins_with = arguments.pretrained.stem if arguments.pretrained else "*"
+            pattern = f"{begins_with}_to_{arguments.task}_{arguments.iterations or '*'}"
+            keys = sorted(path.name for path in arguments.results.glob(pattern))
+        else:
+            if arguments.pretrained is None or not arguments.pretrained.is_file():
+                raise InputError(f"--pretrained should be a file of weights, got {arguments.pretrained}.")
+            keys = [f"{arguments.pretrained.stem}_to_{arguments.task}_{arguments.iterations or task.iterations}"]
+            train(task, arguments, keys[0])
+        if not keys:
+            raise InputError(f"There should be runs to report, {arguments.results} holds none: give --dataset_dir.")
+        for key in keys:
+            print(f"{key}\n{report(task, arguments.seeds, arguments.results / key)}")
     except InputError as error:
         return f"Error: {error}"
     return None

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import os
 import sys
 import time
@@ -37,7 +36,6 @@ from monai.transforms import (
     RandShiftIntensityd,
     SpatialPadd,
 )
-from scipy.stats import t as student_t
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
@@ -47,6 +45,8 @@ BUNDLE = HERE.parent / "bundle"
 sys.path[:0] = [str(BUNDLE), str(HERE)]
 
 from ideas import warm_up_poly  # noqa: E402
+from runs import cases_of, hold_to, write  # noqa: E402
+from tables import t_interval  # noqa: E402
 
 from scripts.data import (  # noqa: E402
     LoadImageCased,
@@ -60,6 +60,7 @@ from scripts.data import (  # noqa: E402
 from scripts.data.cases import MODALITIES  # noqa: E402
 from scripts.data.datalist import make_datalist  # noqa: E402
 from scripts.data.labels import classes_to_regions  # noqa: E402
+from scripts.errors import InputError  # noqa: E402
 from scripts.evaluation.report import write_csv  # noqa: E402
 from scripts.evaluation.subsets import draw_subsets  # noqa: E402
 from scripts.files import whole_file  # noqa: E402
@@ -67,6 +68,7 @@ from scripts.inference import AdaptiveInferer  # noqa: E402
 from scripts.networks import MISSU, MultiScaleFusion  # noqa: E402
 from scripts.networks.self_distillation import SelfDistillationOutput  # noqa: E402
 from scripts.training.losses import ModalityDistillationLoss, SelfDistillationLoss  # noqa: E402
+from scripts.weights.record import sha256  # noqa: E402
 
 RESULTS, RUNS = HERE / "results" / "modalities", HERE / "runs" / "modalities"
 CONVENTION = "brats2018"
@@ -250,14 +252,6 @@ def read(results: Path, name: str) -> dict[Key, float]:
         return {(row["case"], row["modalities"], row["region"]): float(row["dice"]) for row in csv.DictReader(file)}
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % t interval of a mean."""
-    if len(values) < 2:
-        return float("nan"), float("nan")
-    half = float(student_t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
-    return float(np.mean(values)) - half, float(np.mean(values)) + half
-
-
 Key = tuple[str, str, str]  # case, modalities, region
 Run = tuple[int, int]  # fold, seed
 NAMES = ["+".join(MODALITIES[i] for i in subset) for subset in SUBSETS]
@@ -288,7 +282,7 @@ def row_of(runs: Mapping[Run, Mapping[Key, float]], base: Mapping[Run, Mapping[K
     of_folds = [[float(np.mean(values)) for values in cases.values()] for cases in differences.values()]
     of_cases = [value for fold in of_folds for value in fold]
     numbers = [float(np.mean(dice)), float(np.mean(of_cases)) if of_cases else float("nan")]
-    numbers += [*interval(of_cases), *interval([float(np.mean(fold)) for fold in of_folds])]
+    numbers += [*t_interval(of_cases, 2), *t_interval([float(np.mean(fold)) for fold in of_folds], 2)]
     counts = len({seed for _, seed in runs}), len({key[0] for of in runs.values() for key in of})
     return [*which, *map(str, counts), *(f"{number:.4f}" for number in numbers)]
 
@@ -333,8 +327,10 @@ def run(name: str, fold: int, seed: int, cases: Sequence[Mapping[str, Any]], arg
         teacher = network_of(weights).eval()
     elif variant.teacher is not None:
         run(variant.teacher, fold, seed, cases, arguments)
-        fused = VARIANTS[variant.teacher].fused
-        teacher = network_of(arguments.runs / f"{variant.teacher}_fold{fold}_seed{seed}.pt", fused).eval()
+        fused, trained = VARIANTS[variant.teacher].fused, arguments.runs / f"{variant.teacher}_fold{fold}_seed{seed}.pt"
+        if not trained.is_file():
+            raise InputError(f"The teacher {trained} should be there, its scores alone are: give other --results.")
+        teacher = network_of(trained, fused).eval()
         teacher.load_state_dict(mean_state(teacher, network_of(weights, fused)))
     seen, held_out = ([case for case in cases if (case["fold"] == fold) == held] for held in (False, True))
     started = time.process_time()
@@ -358,8 +354,7 @@ def run(name: str, fold: int, seed: int, cases: Sequence[Mapping[str, Any]], arg
         "versions": {"monai": monai.__version__, "torch": torch.__version__},
     }
     rows = score(network, held_out)
-    with whole_file(arguments.results / f"{stem}.json") as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
+    write(arguments.results / f"{stem}.json", record)
     write_csv(arguments.results / f"{stem}.csv", [["case", "modalities", "region", "dice"], *rows])
 
 
@@ -377,22 +372,40 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def cases_of(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    arguments.runs.mkdir(parents=True, exist_ok=True)
-    entries = make_datalist(arguments.dataset_dir, MODALITIES, testing_fraction=0.0, folds=NUM_FOLDS)
-    return load(arguments.dataset_dir, entries["training"], arguments.runs / "cases")
+def prepared(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """The cases; results and weights are held to them, and to the steps and the weights of the first run.
+
+    Raises:
+        InputError: when those are of others.
+    """
+    if arguments.weights is None or not arguments.weights.is_file():
+        raise InputError(f"--weights should be a file of weights, got {arguments.weights}.")
+    datalist = make_datalist(arguments.dataset_dir, MODALITIES, testing_fraction=0.0, folds=NUM_FOLDS)
+    wanted = {
+        "steps": arguments.steps,
+        "learning_rate": arguments.learning_rate,
+        "weights_sha256": sha256(arguments.weights),
+        **cases_of(datalist),
+    }
+    for flag, folder in (("--results", arguments.results), ("--runs", arguments.runs)):
+        advice = f"name another folder by {flag}; without --dataset_dir the table is made all the same"
+        hold_to(folder / "settings.json", wanted, advice, [*folder.glob("*_seed*.csv"), *folder.glob("*.pt")])
+    return load(arguments.dataset_dir, datalist["training"], arguments.runs / "cases")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> str | None:
     arguments = parser().parse_args(argv)
-    if arguments.dataset_dir is not None:
-        cases = cases_of(arguments)
-        for seed in arguments.seeds:
+    try:
+        cases = prepared(arguments) if arguments.dataset_dir is not None else []
+        for seed in arguments.seeds if cases else ():
             for fold in arguments.folds:
                 for variant in arguments.variants:
                     run(variant, fold, seed, cases, arguments)
-    print(report(arguments.results))
+        print(report(arguments.results))
+    except InputError as error:
+        return f"Error: {error}"
+    return None
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

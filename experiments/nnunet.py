@@ -14,11 +14,10 @@ Without ``--dataset_dir`` it makes the tables of the runs that are there.
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -26,8 +25,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from runs import BUNDLE, RESULTS, RUNS
-from scipy import stats
+from runs import BUNDLE, RESULTS, RUNS, hold_to, keep, read_json, read_scores, write
+from tables import t_interval
 
 from scripts.data.datalist import make_datalist
 from scripts.errors import InputError
@@ -81,14 +80,26 @@ class Comparison:
                 raise InputError(f"{' '.join(command[:4])} failed, the end of {log} says why.")
         return time.monotonic() - start
 
+    def split(self, results: Path) -> None:
+        """The cases to train and to test on, which results and runs are held to.
+
+        Raises:
+            InputError: when they are of others.
+        """
+        fractions = {"validation_fraction": VALIDATION_FRACTION, "testing_fraction": self.testing_fraction}
+        made = make_datalist(self.dataset_dir, self.modalities(), **fractions)
+        advice = "take the --testing_fraction and the cases that it was made of, or another folder by --runs"
+        hold_to(self.datalist, made, advice)
+        tested = {entry["case_id"] for entry in made["testing"]}
+        for path in sorted(results.glob("*_seed*.csv")):
+            if set(read_scores(path) or ()) != tested:
+                raise InputError(
+                    f"{path} should be of the cases to test on, it is of others: name another folder by --results."
+                )
+
     def plans(self) -> None:
-        """The split, our plan, nnU-Net's raw folder, its plan and its preprocessed cases."""
+        """Our plan, nnU-Net's raw folder, its plan and its preprocessed cases."""
         convention = self.dataset_dir / "dataset.json"
-        self.runs.mkdir(parents=True, exist_ok=True)
-        if not self.datalist.exists():
-            fractions = {"validation_fraction": VALIDATION_FRACTION, "testing_fraction": self.testing_fraction}
-            datalist = make_datalist(self.dataset_dir, self.modalities(), **fractions)
-            self.datalist.write_text(json.dumps(datalist, indent=2) + "\n")
         given = ["--dataset_dir", self.dataset_dir, "--data_list_file_path", self.datalist]
         door = [sys.executable, "-m", "scripts"]
         if not self.plan.exists():
@@ -103,10 +114,12 @@ class Comparison:
             command = [self.nnunet_python, entry, "-d", 1, "-c", "3d_fullres", "-np", 1, "-npfp", 1]
             self.call(self.runs / "preprocess.log", command)
             splits = self.runs / "nnUNet_preprocessed" / self.raw.name / "splits_final.json"
-            splits.write_text((self.raw / "splits_final.json").read_text())
+            with whole_file(splits) as temporary:
+                temporary.write_text((self.raw / "splits_final.json").read_text())
             done.touch()
 
     def run(self, stages: Sequence[str], sides: Sequence[str], seeds: Sequence[int], results: Path) -> None:
+        self.split(results)
         if "plans" in stages:
             self.plans()
         if "trials" in stages:
@@ -114,9 +127,10 @@ class Comparison:
                 self.epochs(side)
         # Side by side, so that a machine that slows down slows both.
         pairs = [(side, seed) for seed in seeds for side in sides]
-        for stage, act in (("train", self.train_seed), ("score", self.score_seed)):
-            for side, seed in pairs if stage in stages else ():
-                act(side, seed, results)
+        for side, seed in pairs if "train" in stages else ():
+            self.train_seed(side, seed)
+        for side, seed in pairs if "score" in stages else ():
+            self.score_seed(side, seed, results)
 
     @property
     def plan(self) -> Path:
@@ -126,7 +140,8 @@ class Comparison:
         return find_modalities(self.dataset_dir)
 
     def train(self, side: str, run: Path, epochs: int, seed: int) -> float:
-        """Trains, and says how many seconds it took."""
+        """Trains, and says how many seconds it took; what another process left is taken away, so that all is timed."""
+        shutil.rmtree(run, ignore_errors=True)
         if side == NNUNET:
             command = [self.nnunet_python, FITTED, "train", self.raw.name, epochs, seed]
             # 0: data are augmented by the process that trains, on one core.
@@ -143,17 +158,16 @@ class Comparison:
 
     def epochs(self, side: str) -> int:
         """As many as the minutes hold, by two trials: what a start takes, and what each epoch."""
-        path = self.runs / f"trials_{side}.json"
+        of_plan = f"{side}_{self.minutes:g}min"
+        path = self.runs / f"trials_{of_plan}.json"
         if not path.exists():
-            seconds = {n: round(self.train(side, self.runs / f"{side}_trial{n}", n, 0), 1) for n in TRIALS}
-            with whole_file(path) as temporary:
-                temporary.write_text(json.dumps(seconds) + "\n")
-        few, more = json.loads(path.read_text()).values()
+            write(path, {n: round(self.train(side, self.runs / f"{of_plan}_trial{n}", n, 0), 1) for n in TRIALS})
+        few, more = read_json(path).values()
         of_epoch = (more - few) / (TRIALS[1] - TRIALS[0])
         start = few - TRIALS[0] * of_epoch
         return max(1, int((60 * self.minutes - start) / of_epoch))
 
-    def train_seed(self, side: str, seed: int, results: Path) -> None:
+    def train_seed(self, side: str, seed: int) -> None:
         run = self.run_of(side, seed)
         if (run / "trained.json").exists():
             return
@@ -173,8 +187,7 @@ class Comparison:
             "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores",
             "dataset": self.dataset_dir.name,
         }
-        with whole_file(run / "trained.json") as temporary:
-            temporary.write_text(json.dumps(record, indent=2) + "\n")
+        write(run / "trained.json", record)
 
     def score_seed(self, side: str, seed: int, results: Path) -> None:
         """The cases to test on, at their own spacing; the CSV goes to the results."""
@@ -198,28 +211,13 @@ class Comparison:
             score = [sys.executable, "-m", "scripts", "score", "--dataset_dir", truth, "--prediction_dir", masks]
             score += ["--output_dir", run, "--metrics", "['dice','hd95_mm']"]
             self.call(run / "score.log", [*score, "--label_convention", self.raw / "dataset.json"])
-        results.mkdir(parents=True, exist_ok=True)
-        with whole_file(target.with_suffix(".json")) as temporary:
-            temporary.write_text((run / "trained.json").read_text())
-        with whole_file(target) as temporary:  # last: it says that the run is done
-            temporary.write_text((run / "metrics.csv").read_text())
+        keep(results, target.stem, read_json(run / "trained.json"), run)
 
 
-def read_scores(path: Path, metric: str = "dice") -> dict[str, dict[str, float]]:
-    """The scores of each region and case."""
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    columns = [name for name in rows[0] if name.startswith(f"{metric}_")]
-    return {name.removeprefix(f"{metric}_"): {row["case"]: float(row[name]) for row in rows} for name in columns}
-
-
-def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """The mean with its 95 % t interval; none below three values."""
-    mean = float(values.mean())
-    if len(values) < 3:
-        return mean, float("nan"), float("nan")
-    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
-    return mean, mean - half, mean + half
+def common_seeds(results: Path) -> list[str]:
+    """Those of which both sides have their scores."""
+    seeds_of = [{path.stem.rpartition("seed")[2] for path in results.glob(f"{side}_seed*.csv")} for side in SIDES]
+    return sorted(set.intersection(*seeds_of), key=int)
 
 
 def report(results: Path) -> str:
@@ -229,18 +227,13 @@ def report(results: Path) -> str:
     what another seed would give on these cases. The other is over the cases' mean differences: what these seeds would
     give on other cases.
     """
-    seeds_of = [{path.stem.rpartition("seed")[2] for path in results.glob(f"{side}_seed*.csv")} for side in SIDES]
-    seeds = sorted(set.intersection(*seeds_of), key=int)
-    if not seeds:
-        raise InputError(f"There should be runs of both sides to report, {results} holds none: give --dataset_dir.")
-    scores = {side: [read_scores(results / f"{side}_seed{seed}.csv") for seed in seeds] for side in SIDES}
-    records = {
-        side: [json.loads((results / f"{side}_seed{seed}.json").read_text()) for seed in seeds] for side in SIDES
-    }
-    regions = list(scores[OURS][0])
-    cases = sorted(scores[OURS][0][regions[0]])
+    seeds = common_seeds(results)
+    scores = {side: [read_scores(results / f"{side}_seed{seed}.csv") or {} for seed in seeds] for side in SIDES}
+    records = {side: [read_json(results / f"{side}_seed{seed}.json") for seed in seeds] for side in SIDES}
+    cases = sorted(scores[OURS][0])
+    regions = [name.removeprefix("dice_") for name in scores[OURS][0][cases[0]] if name.startswith("dice_")]
     of = {  # (regions, seeds, cases)
-        side: np.array([[[each[region][case] for case in cases] for each in scores[side]] for region in regions])
+        side: np.array([[[each[case][f"dice_{name}"] for case in cases] for each in scores[side]] for name in regions])
         for side in SIDES
     }
     columns = ["region", "seeds", "cases"]
@@ -257,7 +250,7 @@ def report(results: Path) -> str:
             minutes = np.mean([record["minutes"] for record in records[side]])
             row += [f"{of_seeds.mean():.4f}", f"{spread:.4f}", f"{minutes:.2f}"]
         difference = pair[0] - pair[1]
-        numbers = [*interval(difference.mean(axis=1)), *interval(difference.mean(axis=0))[1:]]
+        numbers = [difference.mean(), *t_interval(difference.mean(axis=1)), *t_interval(difference.mean(axis=0))]
         rows.append([*row, *(f"{value:.4f}" for value in numbers)])
     write_csv(results / "table.csv", rows)
     widths = [max(len(row[column]) for row in rows) for column in range(len(columns))]
@@ -273,20 +266,25 @@ def main(argv: Sequence[str] | None = None) -> str | None:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--testing_fraction", type=float, default=0.3, help="of the patients; of all budgets alike")
+    parser.add_argument("--results", type=Path, default=RESULTS / "nnunet", help="folder of tables")
     parser.add_argument("--runs", type=Path, default=RUNS / "nnunet", help="folder of what is trained, not in git")
     arguments = parser.parse_args(argv)
     try:
         if arguments.dataset_dir is not None:
             name = arguments.dataset_dir.resolve().name
-            results = RESULTS / "nnunet" / f"{name}_{arguments.minutes:g}min"
+            results = arguments.results / f"{name}_{arguments.minutes:g}min"
             if arguments.nnunet_python is None or not arguments.nnunet_python.is_file():
                 raise InputError(f"nnunet_python should be a file, got {arguments.nnunet_python}: make bench makes it.")
             own = (arguments.minutes, arguments.nnunet_python, arguments.runs / name, arguments.testing_fraction)
             comparison = Comparison(arguments.dataset_dir, *own)
             comparison.run(arguments.stages, arguments.sides, arguments.seeds, results)
         if "score" in arguments.stages:
-            for folder in sorted((RESULTS / "nnunet").glob("*_*min")):
-                print(f"{folder.name}\n{report(folder)}")
+            folders = sorted(arguments.results.glob("*_*min"))
+            for folder in folders:
+                table = report(folder) if common_seeds(folder) else "No seed has runs of both sides yet."
+                print(f"{folder.name}\n{table}")
+            if not folders and arguments.dataset_dir is None:
+                raise InputError(f"There should be runs to report, {arguments.results} has none: give --dataset_dir.")
     except InputError as error:
         return f"Error: {error}"
     return None

@@ -219,19 +219,13 @@ class Study:
         made = make_datalist(
             dataset_dir, setting.knob("modalities"), suffixes=setting.knob("suffixes"), **setting.split
         )
-        cases = sorted(
-            [entry["case_id"], split, entry.get("fold")]
-            for split in ("training", "validation", "testing")
-            for entry in made.get(split, [])
-        )
         overlay = {name: value for name, value in setting.overlay.items() if name != "metrics"}
         wanted = {
             "config_file": setting.config_file,
             "overlay": overlay,
             "split": setting.split,
             "iterations": setting.iterations,
-            "num_cases": len(cases),
-            "cases_sha256": hashlib.sha256(json.dumps(cases).encode()).hexdigest(),
+            **cases_of(made),
         }
         path = self.results / "settings.json"
         hold_to(path, wanted, "take another name for the setting, or another folder by --results")
@@ -275,6 +269,16 @@ class Study:
 
     def hours(self, run: Run) -> float:
         return float(read_json(self.results / f"{run.name}.json", ("training_hours",))["training_hours"])
+
+
+def cases_of(datalist: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells the cases of a datalist and their splits from others."""
+    cases = sorted(
+        [entry["case_id"], split, entry.get("fold")]
+        for split in ("training", "validation", "testing")
+        for entry in datalist.get(split, [])
+    )
+    return {"num_cases": len(cases), "cases_sha256": hashlib.sha256(json.dumps(cases).encode()).hexdigest()}
 
 
 def of_steps(iterations: int, steps_per_epoch: int | None = None) -> dict[str, Any]:

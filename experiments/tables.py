@@ -58,12 +58,12 @@ def means(runs: Runs) -> dict[str, float]:
     return {name: float(np.mean([np.mean(of) for of in cases.values()])) for name, cases in of_case.items()}
 
 
-def interval_of_seeds(differences: Sequence[float]) -> tuple[float, float]:
-    """The 95 % t interval of the mean over seeds: what another seed would give on these cases. None below three."""
-    if len(differences) < MIN_SEEDS:  # t of one degree of freedom is 12.7
+def t_interval(values: Sequence[float], at_least: int = MIN_SEEDS) -> tuple[float, float]:
+    """The 95 % t interval of the mean of independent values; none below so many."""
+    if len(values) < at_least:  # t of one degree of freedom is 12.7
         return NONE, NONE
-    half = stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences)
-    return float(np.mean(differences) - half), float(np.mean(differences) + half)
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
 def difference(runs: Runs, base: Runs, by_folds: bool) -> tuple[float, float, float]:
@@ -76,7 +76,7 @@ def difference(runs: Runs, base: Runs, by_folds: bool) -> tuple[float, float, fl
         return NONE, NONE, NONE
     if not by_folds:
         of_seeds = [float(np.mean([scores[case] - other[case] for case in scores])) for scores, other in pairs]
-        return float(np.mean(of_seeds)), *interval_of_seeds(of_seeds)
+        return float(np.mean(of_seeds)), *t_interval(of_seeds)
     of_case: dict[str, list[float]] = {}
     for scores, other in pairs:
         for case in scores:
