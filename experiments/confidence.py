@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser
 from monai.transforms import Invertd
+from runs import BUNDLE
+from runs import RESULTS as ALL_RESULTS
 from tqdm.auto import tqdm
 
 from scripts.data import LoadImageCased, ValuesToClassesd, is_nonzero, regions
@@ -34,8 +36,7 @@ from scripts.evaluation.calibration import Calibration, rank_correlation
 from scripts.evaluation.report import write_csv
 from scripts.files import whole_file
 
-BUNDLE = Path(__file__).resolve().parents[1] / "bundle"
-RESULTS = Path(__file__).resolve().parent / "results" / "confidence"
+RESULTS = ALL_RESULTS / "confidence"
 CONVENTION = "brats2018"
 REGIONS = regions(CONVENTION)
 
