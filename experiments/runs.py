@@ -26,6 +26,7 @@ BUNDLE = HERE.parent / "bundle"
 sys.path.insert(0, str(BUNDLE))
 
 from scripts.data.datalist import make_datalist  # noqa: E402
+from scripts.data.patients import patient_of, patients_of  # noqa: E402
 from scripts.errors import InputError  # noqa: E402
 from scripts.files import whole_file  # noqa: E402
 from scripts.weights.record import sha256  # noqa: E402
@@ -67,6 +68,12 @@ def read_methods() -> dict[str, dict[str, Any]]:
 def overlay_of(method: Mapping[str, Any]) -> dict[str, Any]:
     """What a method lays over the configs: without words, and what has to be there for it."""
     return {name: value for name, value in method.items() if name not in ("_desc_", "needs")}
+
+
+def missing_package(method: Mapping[str, Any]) -> str | None:
+    """A package that a method needs and that is not there."""
+    packages = [str(need["package"]) for need in method.get("needs", ()) if "package" in need]
+    return next((package for package in packages if find_spec(package) is None), None)
 
 
 @dataclass(frozen=True)
@@ -227,6 +234,12 @@ class Study:
             "iterations": setting.iterations,
             **cases_of(made),
         }
+        entries = [entry for split in ("training", "validation", "testing") for entry in made.get(split, [])]
+        by_table = {
+            entry["case_id"]: entry["patient"] for entry in entries if entry["patient"] != patient_of(entry["case_id"])
+        }
+        if by_table:
+            wanted["patients"] = by_table
         path = self.results / "settings.json"
         hold_to(path, wanted, "take another name for the setting, or another folder by --results")
         write(self.datalist, made)
@@ -242,9 +255,8 @@ class Study:
         Raises:
             InputError: when a package is not there, weights are there of something else, or the workflow fails.
         """
-        for need in self.methods[run.method].get("needs", ()):
-            if "package" in need and find_spec(need["package"]) is None:
-                raise InputError(f"{run.name} was not run: it needs the package {need['package']}.")
+        if package := missing_package(self.methods[run.method]):
+            raise InputError(f"{run.name} was not run: it needs the package {package}.")
         self.training(run, dataset_dir).train()
 
     def score(self, run: Run, dataset_dir: Path) -> None:
@@ -266,6 +278,12 @@ class Study:
         if read_json(path.with_suffix(".json"), ("definition",))["definition"] != self.definition(run):
             raise InputError(f"{path} is of another {run.method} than that of methods.json: run it anew without it.")
         return read_scores(path)
+
+    def patients(self, case_ids: Iterable[str]) -> dict[str, str]:
+        """The patient of each case, as the split has them."""
+        path = self.results / "settings.json"
+        by_table = read_json(path).get("patients", {}) if path.is_file() else {}
+        return {**patients_of(case_ids), **by_table}
 
     def hours(self, run: Run) -> float:
         return float(read_json(self.results / f"{run.name}.json", ("training_hours",))["training_hours"])

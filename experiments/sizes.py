@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from monai.bundle import ConfigParser
-from runs import BUNDLE, overlay_of
+from runs import BUNDLE, missing_package, overlay_of
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -62,9 +62,12 @@ def report_sizes(spec: Mapping[str, Any], methods: Mapping[str, Mapping[str, Any
     knobs = {name: spec[name] for name in ("modalities", "label_convention", "roi_size")}
     rows = []
     for title, row in spec["rows"].items():
-        network = network_of(methods[row["method"]], knobs)
         paper = row.get("paper", {})
         printed = [f"{paper[name]:.2f}" if name in paper else "" for name in ("parameters_m", "giga")]
+        if package := missing_package(methods[row["method"]]):
+            rows.append([title, f"not counted: needs {package}", "", "", *printed])
+            continue
+        network = network_of(methods[row["method"]], knobs)
         size = size_of(network, len(spec["modalities"]), spec["roi_size"])
         rows.append([title, *(f"{value:.2f}" for value in size), *printed])
     write_csv(stem.with_suffix(".csv"), [HEADING, *rows])

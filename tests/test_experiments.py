@@ -6,6 +6,10 @@ import copy
 import csv
 import json
 import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import challenge
@@ -103,7 +107,10 @@ def test_the_table_by_hand(tmp_path, capsys):
     assert lines["one"] == ["", "85.0 / 80.0", "99.00 / 99.00", "12.0 / 12.0", "", "", "", "2 of 2", "30"]
     assert lines["other"][:2] == ["90.50 / 80.00", "87.5 / 87.5"]
     assert lines["other"][5:] == ["+5.0", "", "2 of 2", "30"]  # 0.1 for a, 0 for b, with both seeds; no interval of two
-    assert lines["the same"][1:] == lines["other"][1:]
+    assert lines["the same"][1:7] == lines["other"][1:7]
+    assert lines["the same"][7] == "2 of 2, those of other"
+    assert "Paper's (WT / TC)" in printed.replace("The paper's", "Paper's")
+    assert "of the bundle's versions" not in printed
     assert lines["later"][1] == "not run"
     assert lines["never"][1] == "see below"
     assert METHODS["metrans"]["why_not"] in printed
@@ -114,12 +121,81 @@ def test_the_table_by_hand(tmp_path, capsys):
     assert imread(study.results / "few.png").shape[1] > 1000
 
 
+def test_a_metric_that_some_runs_lack(tmp_path, capsys):
+    setting = write_setting(tmp_path, seeds=[0, 1])
+    study = Study("hippocampi", Setting.read(setting), METHODS, tmp_path)
+    for seed in (0, 1):
+        for method in ("plain", "taught"):
+            write_scores(study, Run(method, None, seed), {"a": (0.8,), "b": (0.9,)}, ("part",))
+    old = study.results / "taught_seed0.csv"  # made before accuracy was scored
+    old.write_text("case,dice_part,mssd_mm_part\na,0.8,12\nb,0.9,12\n")
+    record = json.loads(old.with_suffix(".json").read_text())
+    for name, version in (("taught_seed0", "0.1.0"), ("taught_seed1", "0.2.0")):
+        record["versions"]["bundle"] = version
+        (study.results / f"{name}.json").write_text(json.dumps(record))
+    experiment = write_experiment(tmp_path, {"one": {"method": "plain"}, "other": {"method": "taught"}})
+    common = ["--setting", setting, "--dataset", "hippocampi", "--results", str(tmp_path)]
+    assert runner.main([experiment, *common]) is None
+    printed = capsys.readouterr().out
+    assert "| one | 85.0 | 99.00 | 12.0 |" in printed
+    assert "| other | 85.0 |  | 12.0 |" in printed
+    assert "Accuracy: blank where a run was made before that was scored." in printed
+    assert "Runs are of the bundle's versions 0.1.0, 0.2.0, unknown." in printed
+    assert table(study.results / "few.csv")["other"]["accuracy_part"] == "nan"
+
+
+def test_a_few_seeds_are_compared_over_the_patients_of_the_split(tmp_path, capsys):
+    setting = write_setting(tmp_path)
+    study = Study("gliomas", Setting.read(setting), METHODS, tmp_path)
+    gains = {f"BraTS20_Training_{number:03d}": number / 100 for number in range(8)}
+    for method, times in (("plain", 0), ("taught", 1)):
+        dice = {case: (0.5 + times * gain,) for case, gain in gains.items()}
+        write_scores(study, Run(method, None, 0), dice, ("part",))
+    experiment = write_experiment(tmp_path, {"one": {"method": "plain"}, "other": {"method": "taught"}})
+    common = [experiment, "--setting", setting, "--dataset", "gliomas", "--results", str(tmp_path)]
+    assert runner.main(common) is None
+    # 0.00 to 0.07: mean 0.035, standard error 0.024495 / 8**0.5, t of 7 degrees 2.3646.
+    assert "| +3.5 | +1.5 to +5.5 (patients) | 1 of 1 |" in capsys.readouterr().out
+    assert table(study.results / "few.csv")["other"]["ci95_over"] == "patients"
+    # By the table of the split, these are five patients: too few.
+    patients = {case: f"p{number % 5}" for number, case in enumerate(gains)}
+    (study.results / "settings.json").write_text(json.dumps({"patients": patients}))
+    assert runner.main(common) is None
+    assert "| +3.5 |  | 1 of 1 |" in capsys.readouterr().out
+
+
+def test_results_know_the_patients_of_the_split(tmp_path, hippocampi):
+    patients = tmp_path / "patients.csv"
+    patients.write_text("case,patient\n" + "".join(f"hippocampus_{n:03d},p{n // 2}\n" for n in range(6)))
+    split = {"seed": 0, "folds": 2, "testing_fraction": 0.0, "patients": str(patients)}
+    study = Study("data", Setting.read(write_setting(tmp_path, split=split)), METHODS, tmp_path / "t", tmp_path / "r")
+    study.prepare(hippocampi)
+    assert study.patients(["hippocampus_003", "other"]) == {
+        **{f"hippocampus_{number:03d}": f"p{number // 2}" for number in range(6)},
+        "other": "other",
+    }
+
+
+def test_foreign_file_names_are_read_with_their_suffixes(tmp_path):
+    write_phantoms(tmp_path / "data", 3, (32, 32, 32))
+    for path in (tmp_path / "data").rglob("*_t1ce.nii.gz"):
+        path.rename(path.with_name(path.name.replace("_t1ce", "_gadolinium")))
+    setting = write_setting(tmp_path, config_file=["configs/train.json"])
+    study = Study("data", Setting.read(setting, knobs={"suffixes": {"t1ce": "gadolinium"}}), METHODS, tmp_path / "t")
+    study = replace(study, runs_root=tmp_path / "r")
+    study.prepare(tmp_path / "data")
+    [entry] = figures.cases_to_show(study, None, tmp_path / "data", 1)[1]
+    assert entry["image"]["t1ce"].endswith("_gadolinium.nii.gz")
+
+
 def test_the_interval_is_over_the_seeds_by_hand():
     # The seeds' differences are 0.01, 0.02, 0.03: mean 0.02, standard deviation 0.01, t of 2 degrees 4.3027.
     runs = {(None, seed): {"a": {"dice_x": 0.5 + seed / 100}, "b": {"dice_x": 0.7 + seed / 100}} for seed in (1, 2, 3)}
     base = {(None, seed): {"a": {"dice_x": 0.5}, "b": {"dice_x": 0.7}} for seed in (1, 2, 3)}
     half = 4.3027 * 0.01 / 3**0.5
-    assert tables.difference(runs, base, by_folds=False) == pytest.approx((0.02, 0.02 - half, 0.02 + half), abs=1e-5)
+    *found, over = tables.difference(runs, base, by_folds=False, patients={"a": "a", "b": "b"})
+    assert found == pytest.approx((0.02, 0.02 - half, 0.02 + half), abs=1e-5)
+    assert over == "seeds"
 
 
 def test_with_folds_the_interval_is_over_patients():
@@ -134,10 +210,14 @@ def test_with_folds_the_interval_is_over_patients():
         for times in (1, 0)
     )
     half = 2.5706 * 0.018708 / 6**0.5
-    assert tables.difference(runs, base, by_folds=True) == pytest.approx((0.025, 0.025 - half, 0.025 + half), abs=1e-5)
-    mean, low, high = tables.difference({(0, 0): runs[0, 0]}, base, by_folds=True)  # one fold is three patients
+    patients = {case: case for case in of_case}
+    *found, over = tables.difference(runs, base, True, patients)
+    assert found == pytest.approx((0.025, 0.025 - half, 0.025 + half), abs=1e-5)
+    assert over == "patients"
+    mean, low, high, over = tables.difference({(0, 0): runs[0, 0]}, base, True, patients)  # one fold: three patients
     assert mean == pytest.approx(0.01)
     assert np.isnan([low, high]).all()
+    assert not over
 
 
 def test_another_budget_data_set_or_method_is_another_result(tmp_path):
@@ -414,6 +494,14 @@ def test_schedules_are_of_all_steps_and_methods_without_distillation_have_none(t
 NOTHING_DISTILLED = ("plain", "ms-output", "ms-output-identity", "deep-supervision", "averaged")
 
 
+def test_confidence_starts_as_its_first_lines_say():
+    command = [sys.executable, EXPERIMENTS / "confidence.py", "--help"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    cwd = EXPERIMENTS.parent / "bundle"
+    done = subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_knobs_come_behind_two_dashes(tmp_path):
     knobs = runner.values(["--label_convention", "brats2023", "--modalities", "['t1ce']", "--batch_size=3"])
     overlay = Setting.read(write_setting(tmp_path), knobs=knobs).overlay
@@ -493,6 +581,15 @@ def test_the_third_table_has_the_papers_network(tmp_path):
     assert lines[3] == "| MISSU, MS-output | 11.51 | 314.06 | 68.72 | 17.38 | 196.61 |"
 
 
+def test_what_needs_a_package_that_is_not_there_is_not_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "find_spec", lambda _: None)
+    spec = json.loads((EXPERIMENTS / "table3.json").read_text())
+    spec["rows"] = {name: row for name, row in spec["rows"].items() if name in ("UNETR", "KD-Net (T1ce)")}
+    lines = sizes.report_sizes(spec, METHODS, tmp_path / "table3").splitlines()
+    assert lines[2] == "| UNETR | not counted: needs einops |  |  |  |  |"
+    assert lines[3].startswith("| KD-Net (T1ce) | 10.40 |")
+
+
 def test_the_deepest_skips_stay():
     skips = [torch.ones(1, 2, 4, 4, 4), torch.ones(1, 4, 2, 2, 2), torch.ones(1, 8, 1, 1, 1)]
     assert [bool(skip.any()) for skip in ideas.DeepestSkips(1)(skips)] == [False, False, True]
@@ -548,6 +645,25 @@ def test_a_crop_stays_within_the_volume():
     mask = torch.zeros(20, 20, 20, dtype=torch.bool)
     mask[1, 10, 19] = True
     assert figures.crop_on(mask, [8, 8, 8]) == (slice(0, 8), slice(6, 14), slice(12, 20))
+
+
+MADE = [
+    path
+    for path in sorted((EXPERIMENTS / "results").glob("*/*_*/*.md"))
+    if (EXPERIMENTS / path.name).with_suffix(".json").is_file()
+]
+
+
+@pytest.mark.parametrize("path", MADE, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_tables_are_those_of_the_runs(tmp_path, path):
+    setting, _, iterations = path.parent.name.rpartition("_")
+    seeds = sorted({record.stem.rpartition("seed")[2] for record in path.parent.glob("*_seed*.json")})
+    shutil.copytree(path.parent, tmp_path / path.parent.parent.name / path.parent.name)
+    command = [path.stem, "--setting", setting, "--dataset", path.parent.parent.name, "--iterations", iterations]
+    assert runner.main([*command, "--seeds", *seeds, "--results", str(tmp_path)]) is None
+    for name in (path, path.with_suffix(".csv")):
+        made = tmp_path / name.relative_to(EXPERIMENTS / "results")
+        assert made.read_text() == name.read_text(), " ".join(["python experiments/run.py", *command, "makes it anew"])
 
 
 @pytest.mark.parametrize("page", document.PAGES, ids=lambda page: page.stem)
