@@ -109,7 +109,7 @@ def draw_cases(
     convention = study.setting.knob("label_convention")
     modalities = study.setting.knob("modalities")
     runs = weights_of(spec, study, root)
-    cases = {case.case_id: case for case in list_cases(root)}
+    cases = {case.case_id: case for case in list_cases(root, suffixes=study.setting.knob("suffixes"))}
     shown: dict[str, dict[str, ShownCase]] = {entry["case_id"]: {} for entry in entries}
     for title, (run, weights) in runs.items():
         with tempfile.TemporaryDirectory() as folder:

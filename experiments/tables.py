@@ -242,7 +242,7 @@ def plot(
     figure = Figure(figsize=(10, 1.1 + 0.45 * len(rows)), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     positions = np.arange(len(rows))[::-1]
-    for number, (position, (mean, of_runs, (middle, low, high, _))) in enumerate(zip(positions, rows.values())):
+    for number, (position, (mean, of_runs, (middle, low, high, over))) in enumerate(zip(positions, rows.values())):
         left.plot(of_runs, [position] * len(of_runs), "o", color="grey", alpha=0.5, markersize=4)
         for region, color in zip(regions, COLORS):
             value = mean[f"dice_{region}"]
@@ -255,17 +255,17 @@ def plot(
                 markeredgewidth=2.5,
                 label=name_of(region) if not number else None,
             )
+        face = "none" if over == "patients" else COLORS[1]
         if np.isfinite(low):
-            right.errorbar(
-                middle, position, xerr=[[middle - low], [high - middle]], fmt="o", color=COLORS[1], capsize=3
-            )
+            ends = [[middle - low], [high - middle]]
+            right.errorbar(middle, position, xerr=ends, fmt="o", color=COLORS[1], markerfacecolor=face, capsize=3)
         elif np.isfinite(middle):
-            right.plot(middle, position, "o", color=COLORS[1], markerfacecolor="none")
+            right.plot(middle, position, "x", color=COLORS[1])
     left.set_yticks(positions, list(rows))
     left.set_xlabel("Dice; dots: the mean of a run")
     left.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(regions), frameon=False)
     right.axvline(0, color="grey", linewidth=0.8)
-    right.set_xlabel(f"mean Dice less that of {base}, 95 % interval")
+    right.set_xlabel(f"mean Dice less that of {base};\n95 % interval, dots: over seeds, rings: over patients")
     for axes in (left, right):
         axes.locator_params(axis="x", nbins=5)
         axes.spines[["top", "right"]].set_visible(False)

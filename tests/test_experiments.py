@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import challenge
@@ -181,8 +180,9 @@ def test_foreign_file_names_are_read_with_their_suffixes(tmp_path):
     for path in (tmp_path / "data").rglob("*_t1ce.nii.gz"):
         path.rename(path.with_name(path.name.replace("_t1ce", "_gadolinium")))
     setting = write_setting(tmp_path, config_file=["configs/train.json"])
-    study = Study("data", Setting.read(setting, knobs={"suffixes": {"t1ce": "gadolinium"}}), METHODS, tmp_path / "t")
-    study = replace(study, runs_root=tmp_path / "r")
+    suffixes = {"t1": "t1", "gadolinium": "t1ce", "t2": "t2", "flair": "flair", "seg": "seg"}
+    knobs = {"suffixes": suffixes, "modalities": ["t1", "t1ce", "t2", "flair"]}
+    study = Study("data", Setting.read(setting, knobs=knobs), METHODS, tmp_path / "t", tmp_path / "r")
     study.prepare(tmp_path / "data")
     [entry] = figures.cases_to_show(study, None, tmp_path / "data", 1)[1]
     assert entry["image"]["t1ce"].endswith("_gadolinium.nii.gz")
