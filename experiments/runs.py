@@ -241,7 +241,7 @@ class Study:
         if by_table:
             wanted["patients"] = by_table
         path = self.results / "settings.json"
-        hold_to(path, wanted, "take another name for the setting, or another folder by --results")
+        hold_to(path, wanted, "take another name for the setting, or other folders by --results and --runs")
         write(self.datalist, made)
 
     def training(self, run: Run, dataset_dir: Path) -> Training:
@@ -276,7 +276,9 @@ class Study:
         if not path.is_file():
             return None
         if read_json(path.with_suffix(".json"), ("definition",))["definition"] != self.definition(run):
-            raise InputError(f"{path} is of another {run.method} than that of methods.json: run it anew without it.")
+            raise InputError(
+                f"{path} is of another {run.method} than that of methods.json: delete it, and the weights of this run, to run it anew."
+            )
         return read_scores(path)
 
     def patients(self, case_ids: Iterable[str]) -> dict[str, str]:
