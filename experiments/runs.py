@@ -277,7 +277,8 @@ class Study:
             return None
         if read_json(path.with_suffix(".json"), ("definition",))["definition"] != self.definition(run):
             raise InputError(
-                f"{path} is of another {run.method} than that of methods.json: delete it, and the weights of this run, to run it anew."
+                f"{path} is of another {run.method} than that of methods.json: to run it anew, delete it and "
+                f"{self.weights(run).parent}."
             )
         return read_scores(path)
 
