@@ -131,7 +131,7 @@ def write_case(
 ) -> None:
     """Writes ``images<end>/<case>_0000.nii.gz`` and so on, and ``labels<end>/<case>.nii.gz``."""
     name = case_id(entry)
-    checked = LoadImageCased(["image", "label"], modalities)(dict(entry))
+    checked = LoadImageCased(["image", "label"], modalities)({**entry})
     images, labels = root / f"images{end}", root / f"labels{end}"
     for folder in (images, labels):
         folder.mkdir(parents=True, exist_ok=True)
