@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,7 @@ def write_case(
 ) -> None:
     """Writes ``images<end>/<case>_0000.nii.gz`` and so on, and ``labels<end>/<case>.nii.gz``."""
     name = case_id(entry)
-    checked = LoadImageCased(["image", "label"], modalities)({**entry})
+    checked = LoadImageCased(["image", "label"], modalities)(dict[Hashable, Any](entry.items()))
     images, labels = root / f"images{end}", root / f"labels{end}"
     for folder in (images, labels):
         folder.mkdir(parents=True, exist_ok=True)
