@@ -13,7 +13,7 @@ from monai.bundle import ConfigParser
 from monai.transforms import Compose, Lambdad, RandSpatialCropd
 
 from scripts.data.cache import MappedDataset
-from scripts.data.cases import channel_names
+from scripts.data.cases import read_dataset_json
 
 CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
 
@@ -74,7 +74,7 @@ def test_a_changed_file_or_setting_is_read_anew(case):
 
 
 def name_of(item: dict[str, object]) -> str:
-    channel_names.cache_clear()  # a training reads it once
+    read_dataset_json.cache_clear()  # a training reads it once
     return MappedDataset([item], Compose([]), "cache", {}).name_of(item)
 
 

@@ -114,7 +114,7 @@ def test_ensemble_flips_and_the_rule_compose(folds, phantoms, tmp_path):
     arguments = ["evaluating", "--config_file", scored, *paths, *more, *SMALL, "--split", "validation"]
     result = run(*arguments)
     assert result.returncode == 1  # the other fold was trained on it
-    assert "are of patients that the weights" in result.stderr
+    assert "are by their IDs of patients that the weights" in result.stderr
     result = run(*arguments, "--allow_training_cases", "true")
     assert result.returncode == 0, result.stderr
     [row] = table(tmp_path / "metrics.csv")

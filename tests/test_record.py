@@ -220,7 +220,7 @@ def test_patients_that_a_list_tells_are_in_the_record(tmp_path):
         "berta": "one",
     }  # of the third the name says it
     for entry in ({"case_id": "clara", "patient": "one"}, {"case_id": "anna"}, {"case_id": "sub-7_ses-2"}):
-        with pytest.raises(InputError, match=f"such as {entry['case_id']}, are of patients"):
+        with pytest.raises(InputError, match=f"such as {entry['case_id']}, are by their IDs of patients"):
             check_unseen(str(tmp_path / "m.pt"), [{**entry, "image": "/x"}], "")
     check_unseen(str(tmp_path / "m.pt"), [{"case_id": "clara", "patient": "two", "image": "/x"}], "")
 

@@ -160,7 +160,6 @@ def read_dataset_json(root: Path) -> Mapping[str, Any]:
     return read_json(path, "The description of the data set")
 
 
-@lru_cache
 def channel_names(root: Path) -> tuple[str, ...]:
     """The channels that the ``dataset.json`` of a folder names, by our names of modalities; none without that file.
 
