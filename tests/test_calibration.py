@@ -182,3 +182,23 @@ def test_pages_say_what_is_expected(write_case, tmp_path):
     message = str(main(["report", *map(str, [*arguments, tmp_path / "others", *likely])]))
     assert "Case case_1: its probabilities are missing" in message
     assert not (tmp_path / "others").exists()
+
+
+def test_an_id_may_end_as_a_modality_does(write_case, tmp_path, capsys):
+    """Its probabilities and masks are called as the case alone, as inference and nnU-Net call them."""
+    names = ["case_0", "case_1_ct"]
+    for name in names:
+        files = write_case(tmp_path / "data" / name, name)
+        likely_case(files, tmp_path / "probabilities" / f"{name}.nii.gz", 2.0)
+        label = nib.load(files["seg"])
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        mask = np.where(np.asarray(label.dataobj) == 4, 3, np.asarray(label.dataobj)).astype(np.uint8)
+        nib.save(nib.Nifti1Image(mask, label.affine), tmp_path / "masks" / f"{name}.nii.gz")
+    given = ["--dataset_dir", tmp_path / "data", "--probabilities_dir", tmp_path / "probabilities"]
+    arguments = [*given, "--checkpoint", write_weights(tmp_path / "weights.pt"), "--output_dir", tmp_path / "out"]
+    assert main(["calibration", *map(str, arguments)]) is None
+    with open(tmp_path / "out" / "cases.csv") as file:
+        assert [row["case"] for row in csv.DictReader(file)] == names
+    arguments = [*given, "--prediction_dir", tmp_path / "masks", "--output_dir", tmp_path / "pages"]
+    assert main(["report", *map(str, arguments)]) is None
+    assert sorted(path.stem for path in (tmp_path / "pages").glob("case*.html")) == names

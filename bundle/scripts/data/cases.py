@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
@@ -102,11 +102,9 @@ def split_file_name(path: Path, suffixes: Mapping[str, str] | None = None) -> Fi
         suffixes: what the names of a foreign data set end with, and the modality or ``seg`` that it means, in place of
             the names known here: ``{"T1w": "t1", "ce-gadolinium_T1w": "t1ce", "dseg": "seg"}``. The longest counts.
     """
-    name, folder = path.name, path.parent
-    extension = next((end for end in NIFTI_EXTENSIONS if name.lower().endswith(end)), None)
-    if extension is None or name.startswith("."):
+    folder, stem = path.parent, nifti_stem(path)
+    if stem is None:
         return None
-    stem = name[: -len(extension)]
     if suffixes:
         for suffix in sorted(suffixes, key=len, reverse=True):
             if re.search(f"[_-]{re.escape(suffix)}$", stem, re.IGNORECASE) and len(stem) > len(suffix) + 1:
@@ -125,6 +123,12 @@ def split_file_name(path: Path, suffixes: Mapping[str, str] | None = None) -> Fi
     if folder.name in IMAGE_FOLDERS:
         return numbered_channel(path, stem) or FileName(folder.parent, stem, WHOLE)
     return FileName(folder, stem, WHOLE)
+
+
+def nifti_stem(path: Path) -> str | None:
+    """The name of a NIfTI file without its extension; ``None`` for any other file, and for a hidden one."""
+    extension = next((end for end in NIFTI_EXTENSIONS if path.name.lower().endswith(end)), None)
+    return None if extension is None or path.name.startswith(".") else path.name[: -len(extension)]
 
 
 def numbered_channel(path: Path, stem: str) -> FileName | None:
@@ -195,16 +199,26 @@ def modalities_of(dataset_dir: str | Path) -> list[str]:
     return list(channel_names(Path(dataset_dir)) or MODALITIES)
 
 
-def group(paths: Sequence[Path], suffixes: Mapping[str, str] | None = None) -> list[Case]:
+def group(paths: Sequence[Path], suffixes: Mapping[str, str] | None = None, known: Collection[str] = ()) -> list[Case]:
     """Cases from files, sorted by case ID: files of one folder with the same case ID belong together.
 
     Files without a modality in their name count as cases (4D) only in the folders of the Decathlon, or where no file
     has one: beside BraTS cases they are something else, an atlas or a brain mask. With ``suffixes`` the files of a case
-    may lie in several folders, as BIDS keeps labels apart.
+    may lie in several folders, as BIDS keeps labels apart. A file that is called as a ``known`` case is all of it,
+    whatever the ID ends with.
     """
-    named = [(path, name) for path in sorted(paths) if (name := split_file_name(path, suffixes))]
+
+    def named_as(path: Path) -> FileName | None:
+        stem = nifti_stem(path)
+        return FileName(path.parent, stem, WHOLE) if stem in known and stem else split_file_name(path, suffixes)
+
+    named = [(path, name) for path in sorted(paths) if (name := named_as(path))]
     if any(name.modality not in (WHOLE, LABEL) for _, name in named):
-        named = [(path, name) for path, name in named if name.modality != WHOLE or path.parent.name in IMAGE_FOLDERS]
+        named = [
+            (path, name)
+            for path, name in named
+            if name.modality != WHOLE or path.parent.name in IMAGE_FOLDERS or name.case_id in known
+        ]
     cases: dict[tuple[str, Path | None], Case] = {}
     for path, (folder, case_id, modality) in named:
         case = cases.setdefault((case_id, None if suffixes else folder), Case(case_id, folder))
@@ -215,7 +229,10 @@ def group(paths: Sequence[Path], suffixes: Mapping[str, str] | None = None) -> l
 
 
 def list_cases(
-    dataset_dir: str | Path, knob: str = "dataset_dir", suffixes: Mapping[str, str] | None = None
+    dataset_dir: str | Path,
+    knob: str = "dataset_dir",
+    suffixes: Mapping[str, str] | None = None,
+    known: Collection[str] = (),
 ) -> list[Case]:
     """All cases of a folder and its subfolders, sorted by case ID; an ID may be there more than once.
 
@@ -225,6 +242,7 @@ def list_cases(
         dataset_dir: the folder.
         knob: what the user calls it.
         suffixes: see :func:`split_file_name`.
+        known: IDs of the cases that masks or probabilities of the folder, ``<case>.nii.gz``, are of.
 
     Raises:
         InputError: when the folder does not exist, cannot be read or holds no case.
@@ -233,7 +251,7 @@ def list_cases(
     if not root.is_dir():
         raise InputError(f"{knob} should be a folder of cases, {root} is not there.")
     paths = list(files_below(root))
-    cases = group(paths, suffixes)
+    cases = group(paths, suffixes, known)
     if not cases:
         example = f"<case>_{next(iter(suffixes or ['flair']))}.nii.gz"
         raise InputError(f"{knob} should hold NIfTI files such as {example}, {root} holds none.")
@@ -266,14 +284,17 @@ def files_below(root: Path) -> Iterator[Path]:
 
 
 def find_cases(
-    dataset_dir: str | Path, knob: str = "dataset_dir", suffixes: Mapping[str, str] | None = None
+    dataset_dir: str | Path,
+    knob: str = "dataset_dir",
+    suffixes: Mapping[str, str] | None = None,
+    known: Collection[str] = (),
 ) -> list[Case]:
     """All cases of a folder and its subfolders, sorted by case ID.
 
     Raises:
         InputError: when the folder does not exist or holds no case, or two folders hold the same case ID.
     """
-    cases = list_cases(dataset_dir, knob, suffixes)
+    cases = list_cases(dataset_dir, knob, suffixes, known)
     for case, other in pairwise(cases):
         if case.case_id == other.case_id:
             raise InputError(

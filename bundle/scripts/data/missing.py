@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .cases import IMAGE_FOLDERS, LABEL, LABEL_FOLDERS, NIFTI_EXTENSIONS, Case, read_dataset_json
+from .cases import IMAGE_FOLDERS, LABEL, LABEL_FOLDERS, Case, nifti_stem, read_dataset_json
 
 __all__ = ["cases_not_there", "cases_without_label"]
 
@@ -38,7 +38,9 @@ def cases_not_there(cases: Iterable[Case]) -> list[str]:
         content, path = read_dataset_json(root), root / "dataset.json"
         number = content.get("numTraining")
         if gone := [
-            file for file in listed_images(content) if stem_of(file) not in there and not (root / file).exists()
+            file
+            for file in listed_images(content)
+            if nifti_stem(Path(file)) not in there and not (root / file).exists()
         ]:
             sentences.append(f"{path} lists {len(gone)} case(s) for training that are not there, such as {gone[0]}")
         elif type(number) is int and number > len(there):
@@ -51,14 +53,11 @@ def is_to_train_on(case: Case) -> bool:
 
 
 def listed_images(content: Any) -> list[str]:
-    """The images of ``training``, as the Decathlon and nnU-Net v1 list them; of any other form none."""
+    """The images of ``training``, as the Decathlon and nnU-Net v1 list them; of any other form none.
+
+    nnU-Net v1 lists them without the number of a channel, which the files have.
+    """
     listed = content.get("training")
     entries: Sequence[Any] = listed if isinstance(listed, list) else []
     images = [entry.get("image") if isinstance(entry, dict) else entry for entry in entries]
     return [image for image in images if isinstance(image, str)]
-
-
-def stem_of(file: str) -> str:
-    """The case's ID: nnU-Net v1 lists it without the number of a channel, which the file has."""
-    name = Path(file).name
-    return next((name.removesuffix(end) for end in NIFTI_EXTENSIONS if name.endswith(end)), name)

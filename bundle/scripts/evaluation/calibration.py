@@ -254,9 +254,8 @@ def main(argv: Sequence[str]) -> None:
     convention: Any = arguments.label_convention or recorded(checkpoint, "label_convention", "brats2018")
     names = tuple(regions(convention))
     truths = {case.case_id: case.file(LABEL) for case in find_cases(arguments.dataset_dir) if LABEL in case.files}
-    found = {
-        case.case_id: case.file(WHOLE) for case in find_cases(arguments.probabilities_dir, knob="probabilities_dir")
-    }
+    cases = find_cases(arguments.probabilities_dir, knob="probabilities_dir", known=truths)
+    found = {case.case_id: case.file(WHOLE) for case in cases}
     for case_id in sorted(found.keys() - truths.keys()):
         raise InputError(f"Case {case_id}: the label is missing in {arguments.dataset_dir}.")
     check_unseen(checkpoint, [{"case_id": case_id} for case_id in found], str(arguments.dataset_dir))

@@ -18,7 +18,7 @@ from monai.data import MetaTensor
 from tqdm.auto import tqdm
 
 from ..arguments import listed, mapped
-from ..data.cases import LABEL, WHOLE, files_below, find_cases, split_file_name
+from ..data.cases import LABEL, WHOLE, files_below, find_cases, nifti_stem, split_file_name
 from ..data.labels import (
     Convention,
     classes_to_regions,
@@ -98,10 +98,9 @@ def find_masks(folder: str | Path, case_ids: Collection[str]) -> dict[str, Path]
         raise InputError(f"prediction_dir should be a folder of masks, {root} is not there.")
     masks: dict[str, Path] = {}
     for path in files_below(root):
-        name = split_file_name(path)
-        if name is None:
+        name, stem = split_file_name(path), nifti_stem(path)
+        if name is None or stem is None:
             continue
-        stem = path.name[: path.name.lower().rindex(".nii")]
         if stem not in case_ids and name.modality not in (LABEL, WHOLE):
             continue  # a scan beside its mask
         case_id = stem if stem in case_ids else name.case_id

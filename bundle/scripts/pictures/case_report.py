@@ -12,7 +12,7 @@ import argparse
 import base64
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from io import BytesIO
 from pathlib import Path
@@ -340,10 +340,10 @@ def write_index(contents: Sequence[Mapping[str, Any]], output: Path) -> None:
         temporary.write_text(page, encoding="utf-8")
 
 
-def masks_below(prediction_dir: Path) -> dict[str, Path]:
+def masks_below(prediction_dir: Path, case_ids: Collection[str]) -> dict[str, Path]:
     return {
         case.case_id: case.file(LABEL if LABEL in case.files else WHOLE)
-        for case in find_cases(prediction_dir, knob="prediction_dir")
+        for case in find_cases(prediction_dir, knob="prediction_dir", known=case_ids)
     }
 
 
@@ -367,13 +367,15 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(f"output_dir should be a new folder, {arguments.output_dir} holds files.")
     if arguments.checkpoint is not None and not arguments.checkpoint.is_file():
         raise InputError(f"checkpoint should be a file of weights, {arguments.checkpoint} is not there.")
-    masks, found = masks_below(arguments.prediction_dir), find_cases(arguments.dataset_dir)
+    found = find_cases(arguments.dataset_dir)
+    case_ids = {case.case_id for case in found}
+    masks = masks_below(arguments.prediction_dir, case_ids)
     cases = [case for case in found if case.case_id in masks]
     if not cases:
         raise InputError(f"No case of {arguments.dataset_dir} has a mask in {arguments.prediction_dir}.")
     for what, others in (
-        ("case(s) have no mask", {case.case_id for case in found} - masks.keys()),
-        ("mask(s) have no case", masks.keys() - {case.case_id for case in found}),
+        ("case(s) have no mask", case_ids - masks.keys()),
+        ("mask(s) have no case", masks.keys() - case_ids),
     ):
         if others:
             logger.warning(f"{len(others)} {what} and no page, such as {min(others)}.")
@@ -396,7 +398,7 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(f"Case {INDEX}: its page would be that of all cases, {INDEX}.html: rename it.")
     probabilities = {}
     if arguments.probabilities_dir is not None:
-        kept = find_cases(arguments.probabilities_dir, knob="probabilities_dir")
+        kept = find_cases(arguments.probabilities_dir, knob="probabilities_dir", known=case_ids)
         probabilities = {case.case_id: case.file(WHOLE) for case in kept}
         for case in cases:
             if case.case_id not in probabilities:
