@@ -136,3 +136,23 @@ class TestOpenvino:
             assert record["settings"]["computed_by"].split()[::2] == [engine, "float32"]
         assert masks[0].any()
         np.testing.assert_array_equal(*masks)
+
+
+@pytest.mark.clients
+def test_what_was_compiled_at_one_precision_is_not_taken_at_another(network, tmp_path):
+    """In one cache: OpenVINO itself does not tell them apart."""
+    image = brain(16, 16, 16)
+    with torch.no_grad():
+        wanted = network(image)
+    for precision, tolerance in (("float32", 1e-3), ("bfloat16", 0.1), ("float32", 1e-3)):
+        logits = OpenvinoNetwork(network, precision, tmp_path)(image)
+        assert (logits - wanted).abs().max() < tolerance * wanted.abs().max(), precision
+
+
+@pytest.mark.clients
+def test_other_code_of_the_network_or_other_arguments_are_converted_anew(network, monkeypatch):
+    assert compiled.fingerprint(Mirrored(network, [0])) != compiled.fingerprint(Mirrored(network, [0, 1]))
+    before, read = compiled.fingerprint(network), Path.read_bytes
+    changed = lambda path: read(path) + b" " * (path.name == "upsampling.py")  # noqa: E731
+    monkeypatch.setattr(Path, "read_bytes", changed)
+    assert compiled.fingerprint(network) != before

@@ -20,7 +20,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..files import check_writable
-from ..networks import Windows
+from ..networks import Windows, missu
 from ..networks.missu import NUM_STAGES, windows_of_stages
 from .engines import OnnxNetwork, TorchExportNetwork, TorchScriptNetwork
 
@@ -164,9 +164,9 @@ class OpenvinoNetwork:
         if not folder.is_dir():
             logger.info("OpenVINO converts the network, once for these weights.")
             write_converted(self.eager, folder)
-        return openvino.Core().compile_model(
-            folder / "model.xml", "CPU", {**options(self.precision), "CACHE_DIR": folder}
-        )
+        # OpenVINO would load what it compiled at another precision, and compute something else.
+        compiled = {"CACHE_DIR": folder / self.precision}
+        return openvino.Core().compile_model(folder / "model.xml", "CPU", {**options(self.precision), **compiled})
 
 
 def options(precision: str) -> dict[str, Any]:
@@ -177,14 +177,17 @@ def fingerprint(network: nn.Module) -> str:
     """A name for what a converted network is made of: its weights, its arguments, the code, the versions."""
     digest = hashlib.sha256(f"{openvino.__version__} {torch.__version__}".encode())
     files = {
-        inspect.getfile(type(module))
+        Path(inspect.getfile(type(module)))
         for module in network.modules()
         if not type(module).__module__.startswith("torch.")
     }
-    for file in (__file__, *sorted(files)):
-        digest.update(Path(file).read_bytes())
+    files.update(Path(missu.__file__).parent.glob("*.py"))  # functions of the network's, too
+    for file in (Path(__file__), *sorted(files)):
+        digest.update(file.read_bytes())
     for name, module in network.named_modules():
-        arguments = {key: value for key, value in vars(module).items() if isinstance(value, int | float | str | tuple)}
+        arguments = {
+            key: value for key, value in vars(module).items() if isinstance(value, int | float | str | tuple | list)
+        }
         digest.update(f"{name} {type(module).__name__} {sorted(arguments.items())}".encode())
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
