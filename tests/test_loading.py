@@ -66,3 +66,18 @@ def test_one_file_packed_and_unpacked_is_doubled(tmp_path):
         nib.save(nib.Nifti1Image(VOLUME, np.eye(4)), tmp_path / f"a{extension}")
     with pytest.raises(InputError, match="Case a: image is doubled"):
         LoadImageCased("image", ["t1"])({"image": str(tmp_path / "a.nii")})
+
+
+@pytest.mark.parametrize("qform_code", [0, 1])
+def test_the_affine_is_that_of_the_coded_sform(tmp_path, qform_code):
+    """Though voxel sizes are rounded in the header, and a qform, which may be none, says another place."""
+    affine = np.diag([-2.0004, -2.0004, 2.0004, 1])
+    affine[:3, 3] = [80, 95, -80]
+    image = nib.Nifti1Image(VOLUME, None)
+    header = image.header
+    header["pixdim"][1:4], header["sform_code"], header["qform_code"] = 2, 2, qform_code
+    header["srow_x"], header["srow_y"], header["srow_z"] = affine[:3]
+    nib.save(nib.Nifti1Image(VOLUME, None, header), tmp_path / "a_t1.nii.gz")
+    loaded = LoadImageCased("image", ["t1"])({"image": str(tmp_path / "a_t1.nii.gz")})["image"]
+    np.testing.assert_allclose(loaded.affine, nib.load(tmp_path / "a_t1.nii.gz").affine)
+    np.testing.assert_allclose(loaded.affine, affine, rtol=1e-6)

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor, NibabelReader
-from monai.data.utils import correct_nifti_header_if_necessary
 from monai.transforms import LoadImage, LoadImaged
 from monai.utils import ensure_tuple
 
@@ -133,20 +132,22 @@ class LoadImageCased(LoadImaged):
 
 
 class CheckedNibabelReader(NibabelReader):
-    """Reads a ``.nii.gz`` to its end, where its check sum stands.
+    """Reads a ``.nii.gz`` to its end, where its check sum stands, with the affine that nibabel gives.
 
-    nibabel stops with the last voxel. A file with a wrong bit can be unpacked all the same, to other voxels.
+    nibabel stops with the last voxel. A file with a wrong bit can be unpacked all the same, to other voxels. MONAI's
+    reader takes another affine where the one of the file differs from its voxel sizes by rounding, be it one that the
+    header says is none: a mask would lie elsewhere, and mirrored.
     """
 
     def read(self, data: Any, **kwargs: Any) -> Any:
         [name] = ensure_tuple(data)
         self.filenames = (name,)  # as MONAI's does, for get_data
         image = read_checked(name)
-        if not is_invertible(image.affine):  # the correction below would take another place without a word
+        if not is_invertible(image.affine):
             raise ValueError("its affine has NaN or no inverse")
         if image.get_data_dtype().kind == "c":  # its real part would be taken without a word
             raise ValueError("it holds complex numbers")
-        return correct_nifti_header_if_necessary(image)
+        return image
 
     def _get_array_data(self, img: Any, filename: Any) -> np.ndarray:
         return in_c_order(super()._get_array_data(img, filename))
