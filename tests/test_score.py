@@ -145,3 +145,12 @@ def test_two_masks_of_one_case(folders):
     mask = folders["predicted"] / "case_1_seg.nii.gz"
     shutil.copy(mask, folders["predicted"] / "case_1.nii.gz")
     assert "Case case_1: its mask is doubled" in str(score(folders, *CONVENTIONS))
+
+
+def test_a_mask_without_a_label_is_not_passed_over(folders):
+    """Though its ID ends as a modality does; a scan that lies beside its mask is none."""
+    mask = folders["predicted"] / "case_1_seg.nii.gz"
+    shutil.copy(mask, folders["predicted"] / "case_1_t1.nii.gz")
+    assert score(folders, *CONVENTIONS) is None
+    shutil.copy(mask, folders["predicted"] / "case_9_ct.nii.gz")
+    assert "Case case_9_ct: the label is missing" in str(score(folders, *CONVENTIONS))

@@ -91,22 +91,27 @@ def find_masks(folder: str | Path, case_ids: Collection[str]) -> dict[str, Path]
     """The mask of each case of a folder: ``<case>.nii.gz``, whatever the ID of a known case ends with, or as our own.
 
     Raises:
-        InputError: when there is no such folder, no mask in it, or two of one case.
+        InputError: when there is no such folder, no mask in it, two of one case, or one
+            without a label.
     """
     root = Path(folder)
     if not root.is_dir():
         raise InputError(f"prediction_dir should be a folder of masks, {root} is not there.")
     masks: dict[str, Path] = {}
+    scans: dict[str, Path] = {}
     for path in files_below(root):
         name, stem = split_file_name(path), nifti_stem(path)
         if name is None or stem is None:
             continue
         if stem not in case_ids and name.modality not in (LABEL, WHOLE):
-            continue  # a scan beside its mask
+            scans[name.case_id] = path
+            continue
         case_id = stem if stem in case_ids else name.case_id
         if case_id in masks:
             raise InputError(f"Case {case_id}: its mask is doubled, one file is allowed: {masks[case_id]} and {path}.")
         masks[case_id] = path
+    if alone := [path for case_id, path in scans.items() if case_id not in masks]:  # no scan beside its mask
+        raise InputError(f"Case {nifti_stem(alone[0])}: the label is missing, which {alone[0]} would be a mask of.")
     if not masks:
         raise InputError(f"prediction_dir should hold masks such as <case>_{LABEL}.nii.gz, {root} holds none.")
     return masks
