@@ -164,6 +164,11 @@ def of_dataset(content: Mapping[str, Any], title: str) -> Labels:
     return Labels(title, table, of_regions, tuple(names.values()), None if order is None else tuple(order))
 
 
+def inside_of(name: str, of: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """The regions that lie wholly inside of one."""
+    return [other for other in of if set(of[other]) < set(of[name])]
+
+
 def check_order(order: Mapping[str, int], values_of: Mapping[str, tuple[int, ...]], title: str) -> None:
     """Refuses a ``regions_class_order`` by which masks would come out otherwise than the labels are.
 
@@ -172,7 +177,7 @@ def check_order(order: Mapping[str, int], values_of: Mapping[str, tuple[int, ...
     painted: set[int] = set()
     names = list(order)
     for place, name in enumerate(names):
-        inside = [other for other in names if set(values_of[other]) < set(values_of[name])]
+        inside = inside_of(name, values_of)
         if before := [other for other in names[:place] if other in inside]:
             raise InputError(
                 f"{title} should name {name} before {before[0]}, which lies in it: regions_class_order paints each "
@@ -323,7 +328,7 @@ def values_to_classes(values: Array, convention: Convention) -> Array:
 
 def short(value: float) -> str:
     """A number in few digits, in all where few would say another."""
-    return f"{value:g}" if float(f"{value:g}") == value or value != value else repr(value)
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 
 def classes_to_values(classes: Array, convention: Convention) -> Array:
@@ -364,8 +369,7 @@ def painting_order(label_convention: Convention) -> dict[str, int]:
         return {name: labels.table[value] for name, value in zip(labels.regions, labels.order)}
     order = {}
     for name, of in sorted(labels.regions.items(), key=lambda item: -len(item[1])):
-        inside = [set(other) for other in labels.regions.values() if set(other) < set(of)]
-        own = set(of).difference(*inside)
+        own = set(of).difference(*(labels.regions[other] for other in inside_of(name, labels.regions)))
         if len(own) != 1:
             raise InputError(
                 f"{labels.title} should have regions_class_order: the region {name} has {len(own)} classes that no "

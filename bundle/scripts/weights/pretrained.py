@@ -122,6 +122,11 @@ def settings_of_weights(path: Path, knob: str) -> dict[str, Any]:
     return settings
 
 
+def names_of_head(label_convention: Convention, softmax: bool) -> list[str]:
+    """What the channels of the logits are called: classes, or regions."""
+    return class_names(label_convention) if softmax else list(regions(label_convention))
+
+
 def load_pretrained(
     network: MISSU,
     pretrained: str,
@@ -157,14 +162,11 @@ def load_pretrained(
     new = {key: weight.clone() for key, weight in network.state_dict().items()}  # loaded whole, or not at all
     softmax = flag("softmax", softmax)
     had_softmax = settings.get("softmax", True)
-    had, wanted = (
-        class_names(convention) if of_classes else list(regions(convention))
-        for convention, of_classes in ((settings["label_convention"], had_softmax), (label_convention, softmax))
-    )
+    head = (0, names_of_head(settings["label_convention"], had_softmax), names_of_head(label_convention, softmax))
     names = {
         FIRST: (1, settings["modalities"], list(modalities)),
-        f"{HEAD}.weight": (0, had, wanted),
-        f"{HEAD}.bias": (0, had, wanted),
+        f"{HEAD}.weight": head,
+        f"{HEAD}.bias": head,
     }
     for key, (axis, had, _) in names.items():
         if key in old and old[key].shape[axis] != len(had):
