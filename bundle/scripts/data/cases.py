@@ -79,6 +79,10 @@ class Case:
         ending = f"_{self.channels.index(name):04d}" if numbered else "" if name == WHOLE else f"_{name}"
         return folder / f"{self.case_id}{ending}{NIFTI_EXTENSIONS[0]}"
 
+    def lies_in(self, *names: str) -> bool:
+        """Whether a file of the case lies in a folder of one of the names."""
+        return any(path.parent.name in names for paths in self.files.values() for path in paths)
+
     def image(self, modalities: Sequence[str]) -> Path | dict[str, Path]:
         """The file of each modality by name, in the order given, or the one 4D file."""
         if WHOLE in self.files:
@@ -115,12 +119,12 @@ def split_file_name(path: Path, suffixes: Mapping[str, str] | None = None) -> Fi
     # Their names end with a number, or with the case's ID, whatever that ends with.
     if folder.name in LABEL_FOLDERS:
         return FileName(folder.parent, re.sub(f"[_-]{LABEL}$", "", stem), LABEL)
-    if folder.name in IMAGE_FOLDERS and channel_names(folder.parent):
-        return numbered_channel(path, stem) or FileName(folder.parent, stem, WHOLE)
+    is_image = folder.name in IMAGE_FOLDERS
     cut = max(stem.rfind("_"), stem.rfind("-"))
-    if cut > 0 and (modality := MODALITY_OF_SUFFIX.get(stem[cut + 1 :].lower())):
+    modality = MODALITY_OF_SUFFIX.get(stem[cut + 1 :].lower())
+    if cut > 0 and modality and not (is_image and channel_names(folder.parent)):
         return FileName(folder, stem[:cut], modality)
-    if folder.name in IMAGE_FOLDERS:
+    if is_image:
         return numbered_channel(path, stem) or FileName(folder.parent, stem, WHOLE)
     return FileName(folder, stem, WHOLE)
 

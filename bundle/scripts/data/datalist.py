@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 LABELLED = ("training", "validation", "testing")
 UNLABELLED = ("inference", "test")  # ours, and the Decathlon's, which lists the scans alone
-TEST_FOLDERS = (IMAGE_FOLDERS[1], LABEL_FOLDERS[1])
+TEST_FOLDERS = (IMAGE_FOLDERS[1], LABEL_FOLDERS[1])  # of cases that a data set keeps apart from those to train on
 ALL = "all"  # in place of a split: every labelled case
 
 
@@ -126,8 +126,8 @@ def make_datalist(
             "each case counts as a patient. If that is wrong, the same patients are trained and tested on: say who is "
             "who by python -m scripts datalist --patients."
         )
-    set_aside = [case for case in labelled if is_for_testing(case)]
-    others = [case for case in labelled if not is_for_testing(case)]
+    set_aside = [case for case in labelled if case.lies_in(*TEST_FOLDERS)]
+    others = [case for case in labelled if not case.lies_in(*TEST_FOLDERS)]
     check_sides(root, others, set_aside, patient_by_case)
     if testing_fraction is None:
         testing_fraction = 0.0 if set_aside else 0.1
@@ -139,8 +139,8 @@ def make_datalist(
             "validation_fraction and testing_fraction should leave patients to train on, their sum is "
             f"{validation_fraction + testing_fraction:g}."
         )
-    testing, rest = {patient_by_case[case.case_id] for case in set_aside}, in_order[num_testing:]
-    testing.update(in_order[:num_testing])
+    rest = in_order[num_testing:]
+    testing = {*in_order[:num_testing], *(patient_by_case[case.case_id] for case in set_aside)}
 
     def of(chosen: Iterable[str]) -> list[dict[str, Any]]:
         of_these = set(chosen)
@@ -158,11 +158,6 @@ def make_datalist(
     datalist["testing"] = of(testing)
     datalist["inference"] = [entries[case.case_id] for case in cases if LABEL not in case.files]
     return datalist
-
-
-def is_for_testing(case: Case) -> bool:
-    """Whether the data set itself keeps a case apart from those to train on."""
-    return any(path.parent.name in TEST_FOLDERS for paths in case.files.values() for path in paths)
 
 
 def check_sides(root: Path, others: Sequence[Case], set_aside: Sequence[Case], patients: Mapping[str, str]) -> None:

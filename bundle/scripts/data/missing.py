@@ -24,14 +24,14 @@ def cases_without_label(cases: Iterable[Case]) -> list[Case]:
         content = read_dataset_json(root)
         return (root / LABELS).is_dir() or bool(content.get("training") or content.get("numTraining"))
 
-    return [case for case in cases if LABEL not in case.files and is_to_train_on(case) and has_labels(case.folder)]
+    return [case for case in cases if LABEL not in case.files and case.lies_in(IMAGES) and has_labels(case.folder)]
 
 
 def cases_not_there(cases: Iterable[Case]) -> list[str]:
     """What each ``dataset.json`` says of more cases to train on, by its list, else by its number."""
     case_ids: dict[Path, set[str]] = defaultdict(set)
     for case in cases:
-        if is_to_train_on(case):
+        if case.lies_in(IMAGES):
             case_ids[case.folder].add(case.case_id)
     sentences = []
     for root, there in sorted(case_ids.items()):
@@ -46,10 +46,6 @@ def cases_not_there(cases: Iterable[Case]) -> list[str]:
         elif type(number) is int and number > len(there):
             sentences.append(f"{path} has numTraining {number}, {len(there)} case(s) are there in {IMAGES}")
     return sentences
-
-
-def is_to_train_on(case: Case) -> bool:
-    return any(path.parent.name == IMAGES for paths in case.files.values() for path in paths)
 
 
 def listed_images(content: Any) -> list[str]:

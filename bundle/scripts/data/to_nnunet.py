@@ -91,7 +91,7 @@ def write_raw_folder(
         raise InputError(f"output_dir should be a new folder, {output} exists.")
     if output.resolve().is_relative_to(Path(dataset_dir).resolve()):
         raise InputError(f"output_dir should lie outside of dataset_dir, {output} lies in {dataset_dir}.")
-    dataset_json(modalities, label_convention, 0)  # refused before cases are read
+    content = dataset_json(modalities, label_convention, 0)  # refused before cases are listed and read
 
     def split(name: str, fold: int | None = None) -> list[dict[str, Any]]:
         return load_datalist(dataset_dir, name, modalities, data_list_file_path, fold, suffixes=suffixes)
@@ -109,12 +109,11 @@ def write_raw_folder(
         for entries, end in ((list(training.values()), "Tr"), (testing, "Ts")):
             for entry in tqdm(entries, desc=f"cases{end}", leave=False, disable=None):
                 write_case(entry, unfinished, end, modalities, label_convention)
-        content = dataset_json(modalities, label_convention, len(training))
         splits = [
             {"train": sorted(map(case_id, train)), "val": sorted(map(case_id, validation))}
             for train, validation in pairs
         ]
-        for name, value in (("dataset.json", content), ("splits_final.json", splits)):
+        for name, value in (("dataset.json", content | {"numTraining": len(training)}), ("splits_final.json", splits)):
             (unfinished / name).write_text(json.dumps(value, indent=4) + "\n")
         unfinished.rename(output)
     finally:

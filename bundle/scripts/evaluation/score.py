@@ -91,8 +91,7 @@ def find_masks(folder: str | Path, case_ids: Collection[str]) -> dict[str, Path]
     """The mask of each case of a folder: ``<case>.nii.gz``, whatever the ID of a known case ends with, or as our own.
 
     Raises:
-        InputError: when there is no such folder, no mask in it, two of one case, or one
-            without a label.
+        InputError: when there is no such folder, no mask in it, two of one case, or one without a label.
     """
     root = Path(folder)
     if not root.is_dir():
