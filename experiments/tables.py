@@ -262,10 +262,11 @@ def plot(
         elif np.isfinite(middle):
             right.plot(middle, position, "x", color=COLORS[1])
     left.set_yticks(positions, list(rows))
+    left.set_ylim(-0.5, len(rows) - 0.5)  # no mark is cut
     left.set_xlabel("Dice; dots: the mean of a run")
     left.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(regions), frameon=False)
     right.axvline(0, color="grey", linewidth=0.8)
-    right.set_xlabel(f"mean Dice less that of {base};\n95 % interval, dots: over seeds, rings: over patients")
+    right.set_xlabel(f"mean Dice less that of {base};\n95 % interval, dots: over seeds,\nrings: over patients")
     for axes in (left, right):
         axes.locator_params(axis="x", nbins=5)
         axes.spines[["top", "right"]].set_visible(False)
