@@ -225,6 +225,7 @@ def save(network: MISSU, weights: dict[str, torch.Tensor], path: Path, dataset: 
         "invert_logits": True,
         "largest_component_of": [],
         "min_piece": MIN_PIECE,
+        "flip_axes": [0, 1, 2],
         "modality_dropout": DROP,
         "network": arguments_of(network),
     }

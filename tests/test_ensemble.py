@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import pytest
 import torch
+from monai.bundle import ConfigParser
 from torch import nn
 
+from scripts.errors import InputError
 from scripts.networks import Ensemble, InstanceNorm, Mirrored, Windows
 
 ALL = (0, 1, 2)
@@ -83,3 +89,18 @@ def test_windows_are_handed_on():
 
 def test_a_network_without_windows_has_none_in_an_ensemble():
     assert not Mirrored(Ensemble(Scaled(1.0), 2), ALL).takes_windows
+
+
+def test_weights_that_do_not_say_what_was_flipped_are_not_mirrored():
+    with pytest.raises(InputError, match="flip_axes should be the axes, 0 to 2, that the training flipped"):
+        Mirrored(Scaled(1.0), None)
+
+
+@pytest.mark.parametrize(("weights", "axes"), [("model", [0, 1, 2]), ("synthetic", [0, 1, 2]), ("liver", [])])
+def test_the_shipped_weights_say_what_their_training_flipped(weights, axes):
+    bundle = Path(__file__).parents[1] / "bundle"
+    assert json.loads((bundle / "models" / f"{weights}.json").read_text())["settings"]["flip_axes"] == axes
+    parser = ConfigParser()
+    parser.read_config([str(bundle / "configs" / "inference.json"), str(bundle / "configs" / "tta.json")])
+    parser.update({"bundle_root": str(bundle), "checkpoint": str(bundle / "models" / f"{weights}.pt")})
+    assert parser.get_parsed_content("flip_axes") == axes

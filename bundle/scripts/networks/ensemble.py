@@ -46,15 +46,21 @@ class Mirrored(nn.Module):
             side is blended with its counterpart. All their combinations are taken, eight for three axes.
 
     Raises:
-        InputError: when there is none.
+        InputError: when there is none, or they are not known.
     """
 
-    def __init__(self, network: nn.Module, axes: Sequence[int]) -> None:
+    def __init__(self, network: nn.Module, axes: Sequence[int] | None) -> None:
         super().__init__()
         self.network = network
+        if axes is None:
+            raise InputError(
+                "flip_axes should be the axes, 0 to 2, that the training flipped, the record of the weights does not "
+                "have them: give --flip_axes, or leave out tta.json."
+            )
         if not axes:
             raise InputError("The weights were trained without flips, as their record says: leave out tta.json.")
         dims = [axis + 2 for axis in axes]
+        self.axes = tuple(axes)
         self.flips = [list(flip) for flip in chain(*(combinations(dims, n) for n in range(1, len(dims) + 1)))]
 
         self.takes_windows = getattr(network, "takes_windows", False)

@@ -20,7 +20,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..files import check_writable
-from ..networks import Windows, missu
+from ..networks import Mirrored, Windows, missu
 from ..networks.missu import NUM_STAGES, windows_of_stages
 from .engines import OnnxNetwork, TorchExportNetwork, TorchScriptNetwork
 
@@ -85,11 +85,10 @@ def with_engine(
 
 
 def computed_by(network: Any, amp: bool) -> str:
-    """Engine, version and precision of a network, for the record of its masks."""
-    while not hasattr(network, "computed_by") and hasattr(network, "network"):  # one around it, such as Mirrored
-        network = network.network
-    default = f"torch {torch.__version__} {'float16' if amp else 'float32'}"
-    return str(getattr(network, "computed_by", default))
+    """Engine, version and precision of a network, and what is done around it, for the record of its masks."""
+    if isinstance(network, Mirrored):
+        return f"{computed_by(network.network, amp)}, mean over flips on the axes {list(network.axes)}"
+    return str(getattr(network, "computed_by", f"torch {torch.__version__} {'float16' if amp else 'float32'}"))
 
 
 def default_cache_dir() -> Path:

@@ -60,7 +60,7 @@ CONTRACT = ("modalities", "spacing_mm", "intensities", "roi_size", "network")
 # Of these an ensemble has one.
 OF_ALL_MEMBERS = (
     *(*CONTRACT, "label_convention", "softmax"),
-    *("stretch", "invert_logits", "largest_component_of", "min_piece"),
+    *("stretch", "invert_logits", "largest_component_of", "min_piece", "flip_axes"),
 )
 
 
@@ -111,6 +111,10 @@ FORM_OF_SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "invert_logits": ("true or false", lambda value: str(value).lower() in ("true", "false")),
     "largest_component_of": ("a list of classes", lambda value: is_list(value, lambda number: type(number) is int)),
     "min_piece": ("a number", is_number),
+    "flip_axes": (
+        "different axes, 0 to 2",
+        lambda value: is_list(value, lambda axis: type(axis) is int and 0 <= axis <= 2) and len(value) == len({*value}),
+    ),
     "modality_dropout": ("a number", is_number),
     "temperature": (
         "a number above 0 for each region",
