@@ -28,9 +28,9 @@ def test_corners_and_not_entries_tell_how_far_apart_grids_lie():
 @pytest.mark.parametrize(("shift_mm", "fits"), [(0.19, True), (0.21, False), (float("nan"), False)])
 def test_files_of_one_case_lie_within_a_tenth_of_a_voxel(tmp_path, shift_mm, fits):
     affine = np.diag([2.0, 2, 3, 1])
-    for name, x in (("t1", 0.0), ("t2", shift_mm)):
+    for name, x, volume in (("t1", 0.0, VOLUME), ("t2", shift_mm, VOLUME**2)):
         affine[0, 3] = x
-        nib.save(nib.Nifti1Image(VOLUME, affine), tmp_path / f"a_{name}.nii")
+        nib.save(nib.Nifti1Image(volume, affine), tmp_path / f"a_{name}.nii")
     load = LoadImageCased("image", ["t1", "t2"])
     if fits:
         assert load({"image": str(tmp_path / "a_t1.nii")})["image"].shape == (2, *SHAPE)

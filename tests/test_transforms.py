@@ -222,6 +222,14 @@ def flatten(files):
     rewrite(files["flair"], np.full((20, 24, 16), 9, np.int16))
 
 
+def make_mask(files):
+    rewrite(files["flair"], 7 * (read(files["flair"]) > 0).astype(np.int16))
+
+
+def copy(files):
+    rewrite(files["flair"], read(files["t1ce"]))
+
+
 def spoil(value):
     def change(files):
         volume = read(files["flair"]).astype(np.float32)
@@ -260,6 +268,8 @@ def crop_label(files):
         (shift, "flair", ["should have one affine", "differ by 0.5", "case_1_t1.nii.gz"]),
         (blacken, "flair", ["flair should show something", "is zero everywhere"]),
         (flatten, "flair", ["flair should show something"]),
+        (make_mask, "flair", ["flair should be a scan", "has no value but 0 and 7"]),
+        (copy, "flair", ["t1ce and flair should be two scans", "their voxels are the same", "case_1_t1ce.nii.gz and "]),
         (spoil(np.nan), "flair", ["flair should be finite", "holds NaN or infinity"]),
         (spoil(-np.inf), "flair", ["flair should be finite", "holds NaN or infinity"]),
         (make_complex, "flair", ["cannot be read as an image: it holds complex numbers"]),
@@ -291,6 +301,22 @@ def test_wrong_channels_of_a_file_of_all_modalities(tmp_path):
         f"Case BRATS_001: {path} should be 3D with 4 channel(s) (t1, t1ce, t2, flair), "
         "it has 3 channel(s) of shape [8, 8, 8]."
     )
+
+
+def test_two_channels_of_one_file_are_two_scans(tmp_path, tiny_case):
+    path = tmp_path / "BRATS_001.nii.gz"
+    nib.save(nib.Nifti1Image(np.stack([read(tiny_case[name]) for name in ("t1", "t2", "t1")], -1), np.eye(4)), path)
+    with pytest.raises(InputError, match=rf"t1 and t2 should be two scans, their voxels are the same: {path}\."):
+        LoadImageCased("image", ["t1", "t1ce", "t2"])({"image": str(path)})
+
+
+@pytest.mark.parametrize("air", [-1000, 0])
+def test_a_ct_of_two_values_keeps_them(tmp_path, air):
+    volume = np.full((8, 8, 8), air, np.int16)
+    volume[2:6, 2:6, 2:6] = 40
+    nib.save(nib.Nifti1Image(volume, np.eye(4)), tmp_path / "a_ct.nii.gz")
+    image = LoadImageCased("image", ["ct"])({"image": {"ct": str(tmp_path / "a_ct.nii.gz")}, "case_id": "a"})["image"]
+    assert torch.equal(image[0].as_tensor(), torch.from_numpy(volume).float())
 
 
 def test_a_rounded_affine_is_no_fault(tiny_case):

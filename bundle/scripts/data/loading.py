@@ -61,8 +61,8 @@ class LoadImageCased(LoadImaged):
 
     Raises:
         InputError: when a file cannot be read, is missing or doubled, the shapes or affines within the case differ, a
-            modality is zero everywhere or holds NaN or infinity, a 4D file has another number of channels, or their
-            names do not hold each modality once.
+            modality is zero everywhere, holds NaN or infinity, has two values alone or the voxels of another one, a 4D
+            file has another number of channels, or their names do not hold each modality once.
     """
 
     def __init__(
@@ -117,18 +117,46 @@ class LoadImageCased(LoadImaged):
                     raise InputError(f"Case {case_id}: {name} is missing, {files} has the channels {', '.join(order)}.")
             channels = read(image_loader(), case_id, files, channels=order)
             image = cast(MetaTensor, channels[[order.index(name) for name in self.modalities]])
-        for name, volume in zip(self.modalities, image):
-            file = files[name] if isinstance(files, Mapping) else files
-            lowest, highest = (float(value) for value in volume.as_tensor().aminmax())  # NaN if there is one
-            if not (math.isfinite(lowest) and math.isfinite(highest)):
-                raise InputError(f"Case {case_id}: {name} should be finite, {file} holds NaN or infinity.")
-            constant = 0.0 if is_ct(name) else air(volume)
-            if lowest == highest == constant:
-                raise InputError(f"Case {case_id}: {name} should show something, {file} is zero everywhere.")
-            if constant:
-                volume -= constant
+            files = dict.fromkeys(self.modalities, files)
+        clean_scans(case_id, image, {name: files[name] for name in self.modalities})
         image.meta["case_id"] = case_id
         return image
+
+
+def clean_scans(case_id: str, image: MetaTensor, files: Mapping[str, str | Path]) -> None:
+    """Sees that each channel of an image (modalities, H, W, D) shows something, and sets its air to 0, in place.
+
+    Args:
+        case_id: for the sentence of an error.
+        image: has the channels in the order of ``files``.
+        files: the file of each channel by its name.
+
+    Raises:
+        InputError: as :class:`LoadImageCased`.
+    """
+    seen: dict[str, tuple[float, float, torch.Tensor]] = {}
+    for name, channel in zip(files, image, strict=True):
+        volume, file = channel.as_tensor(), files[name]
+        lowest, highest = (float(value) for value in volume.aminmax())  # NaN if there is one
+        if not (math.isfinite(lowest) and math.isfinite(highest)):
+            raise InputError(f"Case {case_id}: {name} should be finite, {file} holds NaN or infinity.")
+        constant = 0.0 if is_ct(name) else air(volume)
+        if lowest == highest == constant:
+            raise InputError(f"Case {case_id}: {name} should show something, {file} is zero everywhere.")
+        if not is_ct(name) and has_two_values(volume, lowest, highest):  # none would be left of it, normalized
+            raise InputError(
+                f"Case {case_id}: {name} should be a scan, {file} has no value but {lowest:g} and {highest:g}."
+            )
+        if constant:
+            volume -= constant
+        for other, (*extremes, of_other) in seen.items():
+            if extremes == [lowest, highest] and torch.equal(volume, of_other):
+                same = dict.fromkeys((str(files[other]), str(file)))
+                raise InputError(
+                    f"Case {case_id}: {other} and {name} should be two scans, their voxels are the same: "
+                    f"{' and '.join(same)}."
+                )
+        seen[name] = lowest, highest, volume
 
 
 class CheckedNibabelReader(NibabelReader):
@@ -234,6 +262,11 @@ def corner_distance(affine: np.ndarray, reference: np.ndarray, shape: Sequence[i
 def is_invertible(affine: np.ndarray) -> bool:
     """Whether an affine of 4 x 4 gives each voxel a place of its own."""
     return bool(np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-6)
+
+
+def has_two_values(volume: torch.Tensor, lowest: float, highest: float) -> bool:
+    """Whether a volume (H, W, D) holds its extremes alone; few of its voxels tell of most volumes that it does not."""
+    return all(bool(((part == lowest) | (part == highest)).all()) for part in (volume[::8, ::8, ::8], volume))
 
 
 def air(volume: torch.Tensor | np.ndarray) -> float:
