@@ -12,6 +12,7 @@ from conftest import RECORD, SETTINGS
 from monai.data import DataLoader, MetaTensor
 from torch import nn
 
+from scripts.checks.faults import Fault
 from scripts.errors import InputError
 from scripts.inference import CaseDataset, CaseEvaluator, MaskRecord
 from scripts.weights.origin import weights_of_mask
@@ -34,7 +35,8 @@ def records(folder: Path, weights: list[Path]) -> dict[str, dict]:
     cases = [{"case_id": f"site.{value}", "image": float(value)} for value in (1, 2, 3)]
     dataset = CaseDataset(cases, as_case, str(folder))
     settings = {"overlap": 0.5, "label_convention": "brats2023"}
-    record = MaskRecord(str(folder), [str(path) for path in weights], settings)
+    faults = [Fault("site.2", "spacing", "3 x 3 x 3 mm"), Fault("site.2, site.3", "same patient", "in several years")]
+    record = MaskRecord(str(folder), [str(path) for path in weights], settings, faults)
     CaseEvaluator(
         device=torch.device("cpu"),
         val_data_loader=DataLoader(dataset, batch_size=1),
@@ -53,8 +55,12 @@ def test_each_mask_has_its_own(tmp_path):
     made = records(tmp_path / "masks", weights)
     assert list(made) == ["site.1_seg.json", "site.2_seg.json", "site.3_seg.json"]
     first, second, third = made.values()
-    assert [each["warnings"] for each in (first, second)] == [[], ["Two is much."]]
-    assert [sentence.split(":")[0] for sentence in third["warnings"]] == [
+    assert [each["warnings"] for each in (first, second)] == [
+        [],
+        ["spacing: 3 x 3 x 3 mm", "same patient: in several years", "Two is much."],
+    ]
+    assert third["warnings"][2:] == ["same patient: in several years"]
+    assert [sentence.split(":")[0] for sentence in third["warnings"][:2]] == [
         "Without t1, flair",
         "The weights never saw a case without t1, flair, by their record (modality_dropout)",
     ]

@@ -89,7 +89,7 @@ def test_the_range_is_stored_beside_the_weights(tmp_path, capsys):
         folder.mkdir(parents=True)
         for modality in ("t1", "flair"):
             volume = ball(radius, 24)[0].numpy().astype(np.int16)
-            volume[::2] *= 2  # else it would be zero everywhere once normalized
+            volume[::2] *= len(modality)  # two scans, neither of which is zero everywhere once normalized
             nib.save(nib.Nifti1Image(volume, np.eye(4)), folder / f"{name}_{modality}.nii.gz")
     weights = tmp_path / "model.pt"
     weights.write_text("weights")

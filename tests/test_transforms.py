@@ -369,6 +369,23 @@ TURN = np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1]])
 
 
 @pytest.mark.parametrize(
+    ("voxel_mm", "sentence"),
+    [
+        (100.0, "Case a: at spacing_mm 2 x 2 x 2 it would have 2.7e+10 voxels, 125000 times those of its file, whose"),
+        (1e-3, "Case a: it should be larger than 4 voxels of spacing_mm 2 x 2 x 2, by the header of its file it is 0.06"),
+    ],
+)
+def test_a_header_in_another_unit_than_mm(voxel_mm, sentence) -> None:
+    affine = torch.diag(torch.tensor([voxel_mm, voxel_mm, voxel_mm, 1.0], dtype=torch.float64))
+    image = MetaTensor(torch.rand(1, 60, 60, 60), affine=affine, meta={"case_id": "a"})
+    with pytest.raises(InputError) as raised:
+        SpacingOfKeysd("image", [2, 2, 2])({"image": image})
+    assert str(raised.value).startswith(sentence)
+    kept = SpacingOfKeysd("image", [-1, -1, -1])({"image": image})["image"]
+    assert kept.shape == image.shape
+
+
+@pytest.mark.parametrize(
     "axes",
     [
         np.diag([1.0, 1, 1]),

@@ -47,6 +47,10 @@ class Fault:
     def stops(self) -> bool:
         return self.fault in STOPPING
 
+    def is_of(self, case_id: str) -> bool:
+        """Whether it is one of this case, alone or among others."""
+        return case_id in self.case.split(", ") or self.case == "all"
+
 
 @dataclass
 class CaseCheck:

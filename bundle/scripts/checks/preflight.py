@@ -175,8 +175,8 @@ def check_before_run(
     channel_order: Sequence[str] | None = None,
     stop: bool = True,
     splits: Sequence[str] = (),
-) -> None:
-    """The header part, on the entries of datalists, before a run; faults are logged.
+) -> list[Fault]:
+    """The header part, on the entries of datalists, before a run; faults are logged, and given back.
 
     Args:
         entries: of datalists: ``image`` and, where there is one, ``label``.
@@ -199,6 +199,7 @@ def check_before_run(
         logger.warning(f"Preflight{of}:\n{result}")
     else:
         logger.info(f"Preflight{of}: {result.num_cases} cases, no fault in the headers.")
+    return result.faults
 
 
 def case_of_entry(entry: Mapping[str, Any]) -> Case:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
+from monai.data import MetaTensor, affine_to_spacing
 from monai.data.utils import AFFINE_TOL
 from monai.networks.layers import AffineTransform
 from monai.transforms import (
@@ -78,6 +78,9 @@ def is_nonzero(image: torch.Tensor) -> torch.Tensor:
 
 
 INTENSITIES = ("low", "high", "mean", "std")
+# A body of 500 x 500 x 2000 mm has 2^29 voxels of 1 mm; voxels of 4 mm become 64 of 1 mm.
+MOST_VOXELS, LARGEST_GROWTH = 2**29, 64
+FEWEST_VOXELS = 4  # on the longest side
 SAME_SPACING = 0.01  # headers of one spacing differ by rounding
 INTERPOLATION = AffineTransform(padding_mode="border", align_corners=False)  # as SpatialResample has it
 
@@ -91,15 +94,43 @@ class SpacingOfKeysd(Spacingd):
 
     Other entries: MONAI 1.6.1 takes each whose name begins with ``image_`` for a dictionary of metadata; MONAI Label
     adds ``image_path``.
+
+    Raises:
+        InputError: when the size in the header cannot be one in millimeters: at the new spacing, the image would take
+            more memory than there is, or next to nothing would be left of it.
     """
 
     def __init__(self, keys: KeysCollection, pixdim: Sequence[float], mode: str | Sequence[str] = "bilinear") -> None:
         super().__init__(keys, pixdim, mode=mode)
+        self.pixdim = tuple(pixdim)
         self.spacing_transform.sp_resample = AxisResample()
 
     def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
         own = {key: data[key] for key in self.key_iterator(dict(data))}
+        for image in own.values():
+            check_size(image, self.pixdim)
         return {**data, **super().__call__(own, lazy)}
+
+
+def check_size(image: MetaTensor, spacing_mm: Sequence[float]) -> None:
+    """Refuses an image (C, H, W, D) whose voxels, by its header, are of no size that a scan has."""
+    of_file = affine_to_spacing(image.affine).tolist()
+    wanted = [new if new > 0 else old for new, old in zip(spacing_mm, of_file, strict=True)]
+    sides = [side * old / new for side, old, new in zip(image.shape[1:], of_file, wanted)]
+    growth = math.prod(sides) / math.prod(image.shape[1:])
+    case = f"Case {image.meta.get('case_id')}"
+    spacing = " x ".join(f"{size:g}" for size in wanted)
+    if growth > LARGEST_GROWTH and math.prod(sides) > MOST_VOXELS:
+        raise InputError(
+            f"{case}: at spacing_mm {spacing} it would have {math.prod(sides):.2g} voxels, {growth:.0f} times those of "
+            f"its file, whose header has voxels of {' x '.join(f'{size:g}' for size in of_file)} mm: correct that."
+        )
+    if max(sides) < FEWEST_VOXELS <= max(image.shape[1:]):
+        extent = " x ".join(f"{side * old:.2g}" for side, old in zip(image.shape[1:], of_file))
+        raise InputError(
+            f"{case}: it should be larger than {FEWEST_VOXELS} voxels of spacing_mm {spacing}, by the header of its "
+            f"file it is {extent} mm: correct that."
+        )
 
 
 class AxisResample(SpatialResample):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .cases import CaseDataset, CaseEvaluator
 from .inferer import AdaptiveInferer, Bfloat16Inferer
+from .outliers import OutlierWarning
 from .record import MaskRecord
 from .scan_range import ScanRangeWarning
 from .writer import AtomicNibabelWriter, MaskLayout, ProbabilitiesLayout
@@ -16,6 +17,7 @@ __all__ = [
     "CaseEvaluator",
     "MaskLayout",
     "MaskRecord",
-    "ScanRangeWarning",
+    "OutlierWarning",
     "ProbabilitiesLayout",
+    "ScanRangeWarning",
 ]

@@ -13,6 +13,7 @@ from typing import Any
 from ignite.engine import Engine, Events
 from monai.utils import ensure_tuple
 
+from ..checks.faults import Fault
 from ..data.cases import case_id_of, mask_of, mask_record_of
 from ..files import whole_file
 from ..progress import at_the_end
@@ -26,19 +27,28 @@ class MaskRecord:
     """Handler that writes ``<case>_seg.json`` beside ``<case>_seg.nii.gz``, once the mask is there.
 
     It has the weights with their sha256 and what they were trained on, the settings, the command, the files of the
-    case, the versions, what missing modalities cost, and each warning that the log has of this case, such as of a
-    smaller window for want of memory. One of an earlier mask is removed at the start: none is of another mask.
+    case, the versions, what missing modalities cost, the faults of its headers, and each warning that the log has of
+    this case, such as of a smaller window for want of memory. One of an earlier mask is removed at the start: none is
+    of another mask.
 
     Args:
         output_dir: where the masks go.
         checkpoint: the weights; those of each member of an ensemble.
         settings: knobs by their names, on which a mask depends; ``label_convention`` among them.
+        faults: of all cases, by :func:`scripts.checks.check_before_run`.
     """
 
-    def __init__(self, output_dir: str, checkpoint: str | Sequence[str], settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        output_dir: str,
+        checkpoint: str | Sequence[str],
+        settings: Mapping[str, Any],
+        faults: Sequence[Fault] = (),
+    ) -> None:
         self.output_dir = output_dir
         self.checkpoint = [Path(path) for path in ensure_tuple(checkpoint)]
         self.settings = settings
+        self.faults = faults
         self.warnings = KeepsWarnings()
 
     def attach(self, engine: Engine) -> None:
@@ -70,11 +80,12 @@ class MaskRecord:
             meta = item["image"].meta
             missing = [name for name in meta.get("missing", "").split(", ") if name]
             costs = costs_of_missing(missing, self.seen_in_training, self.settings["label_convention"])
+            of_headers = [f"{each.fault}: {each.detail}" for each in self.faults if each.is_of(meta["case_id"])]
             content = {
                 "case": meta["case_id"],
                 "image": self.entries[meta["case_id"]]["image"],
                 "missing": missing,
-                "warnings": [*costs, *self.warnings.sentences],
+                "warnings": [*costs, *of_headers, *self.warnings.sentences],
                 **self.shared,
             }
             with whole_file(self.path_of(meta["case_id"])) as temporary:
