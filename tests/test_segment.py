@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -11,6 +13,8 @@ import pytest
 import torch
 
 from scripts.__main__ import main
+from scripts.errors import InputError
+from scripts.inference.segment import copy_all
 from scripts.networks import MISSU
 from scripts.weights.checkpoints import save_weights
 from scripts.weights.record import arguments_of, sha256
@@ -144,3 +148,51 @@ def test_a_channel_that_is_called_as_a_flag(tmp_path):
     weights = write_weights(tmp_path / "weights.pt", modalities=["flair", "report"])
     said = str(main(["segment", "--checkpoint", str(weights), "--output", str(tmp_path / "mask.nii.gz")]))
     assert "has a channel report, and --report means something else here: take configs/inference.json" in said
+
+
+@pytest.mark.parametrize("given", ["t1ce", "seg"])
+def test_a_file_that_is_called_otherwise_is_told(weights, tiny_case, tmp_path, caplog, given):
+    """A label or another modality is no T1ce, and looks like one to the network."""
+    case = tiny_case["flair"].with_name(f"case_1_{given}.nii.gz")
+    swapped = {"flair": tiny_case["t2"], "t1ce": tiny_case["t1ce"].rename(case)}
+    output = tmp_path / "mask.nii.gz"
+    assert (
+        main(["segment", "--checkpoint", str(weights), *flags(swapped, *MODALITIES), "--output", str(output)]) is None
+    )
+    told = json.loads((tmp_path / "mask.json").read_text())["warnings"]
+    names = [("flair", "t2"), *([("t1ce", "seg")] if given == "seg" else [])]
+    expected = [f"{name} is given as {swapped[name]}, which is called as {of} is: look again." for name, of in names]
+    assert [sentence for sentence in told if "is given as" in sentence] == expected
+    assert set(expected) <= {record.getMessage() for record in caplog.records}
+
+
+def test_one_file_is_written_once_however_it_is_called(weights, tiny_case, tmp_path):
+    output = tmp_path / "out" / "mask.nii.gz"
+    given = ["--output", str(output), "--probabilities", str(tmp_path / "out" / ".." / "out" / "mask.nii.gz")]
+    result = main(["segment", "--checkpoint", str(weights), *flags(tiny_case, *MODALITIES), *given])
+    assert "Each file to write should have a name of its own" in str(result)
+
+
+def test_all_files_are_there_or_none(tmp_path, monkeypatch):
+    made = {tmp_path / "out" / name: tmp_path / f"unfinished {name}" for name in ("mask.nii.gz", "mask.json")}
+    for path in made.values():
+        path.write_text(path.name)
+    copy = shutil.copyfile
+
+    def full(source, target):
+        if "json" in source.name:
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        copy(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(OSError, match="No space left"):
+        copy_all(made)
+    assert list((tmp_path / "out").iterdir()) == []
+    monkeypatch.undo()
+    (tmp_path / "out" / "mask.nii.gz").write_text("of another run")
+    with pytest.raises(InputError, match=r"mask\.nii\.gz should be a new file, it came since the start"):
+        copy_all(made)
+    assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["of another run"]
+    (tmp_path / "out" / "mask.nii.gz").unlink()
+    copy_all(made)
+    assert {path.read_text() for path in (tmp_path / "out").iterdir()} == {path.name for path in made.values()}

@@ -21,8 +21,10 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from itertools import zip_longest
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import itk
@@ -31,7 +33,15 @@ import numpy as np
 
 from ..arguments import listed
 from ..checks.faults import check_case
-from ..data.cases import MODALITIES, NIFTI_EXTENSIONS, Case, mask_record_of
+from ..data.cases import (
+    LABEL,
+    MODALITIES,
+    MODALITY_OF_CHANNEL,
+    NIFTI_EXTENSIONS,
+    Case,
+    mask_record_of,
+    split_file_name,
+)
 from ..data.labels import regions
 from ..errors import InputError
 from ..files import check_new, check_writable, read_json, unwound_by_sigterm, whole_file
@@ -70,7 +80,7 @@ def segment(
     sr: Path | None = None,
     probabilities: Path | None = None,
     source: Sequence[Path] = (),
-    about: Mapping[str, Any] | None = None,
+    about: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Writes the mask of one case, and what shows it, all of them or none.
 
@@ -89,8 +99,8 @@ def segment(
         about: of the study that the files were made of, for the record: ``series`` by modality, and ``warnings``.
 
     Raises:
-        InputError: when a file is missing, one to write is there already or ends otherwise, the configs define no such
-            knob, or the case is refused.
+        InputError: when a file is missing, one to write is there already, or at the end, or ends otherwise, the
+            configs define no such knob, or the case is refused.
     """
     check_new("output", output, NIFTI_EXTENSIONS[0])
     check_new("the record of output", mask_record_of(output), ".json")
@@ -122,12 +132,16 @@ def segment(
         raise InputError(f"--{own[0]} belongs to this command itself: leave it out after --.")
     written = {"output": output, "report": report, "picture": picture, "seg": seg, "sr": sr}
     written["probabilities"] = probabilities
-    paths = [path for path in written.values() if path is not None]
+    paths = [path.resolve() for path in written.values() if path is not None]
     if len(set(paths)) < len(paths):
         raise InputError(f"Each file to write should have a name of its own, they are {', '.join(map(str, paths))}.")
     for name, path in written.items():
         if path is not None:
             check_writable(path.parent, f"the folder of {name}")
+    called = [sentence for name, file in files.items() if (sentence := called_otherwise(name, file))]
+    for sentence in called:
+        logger.warning(sentence)
+    about = {**about, "warnings": [*about.get("warnings", ()), *called]}
     case_id = output.name.removesuffix(NIFTI_EXTENSIONS[0])
     entry = {"case_id": case_id, "image": {name: str(file.resolve()) for name, file in files.items()}}
     # Not beside the mask: where the scans lie there, too, their folder would be refused as that of masks.
@@ -158,8 +172,7 @@ def segment(
         seconds = time.perf_counter() - start
         [mask] = Path(folder, "masks").glob(f"*{NIFTI_EXTENSIONS[0]}")
         made[output] = mask
-        if about is not None:
-            add_to_record(mask_record_of(mask), about)
+        add_to_record(mask_record_of(mask), about)
         likely = next(Path(folder, "probabilities").glob("*"), None)
         if probabilities is not None and likely is not None:
             made[probabilities] = likely
@@ -180,15 +193,36 @@ def segment(
             if picture is not None:
                 made[picture] = draw_case(shown, Path(folder, "picture.png"))
         made.setdefault(mask_record_of(output), mask_record_of(mask))  # a report of that name has it inside
+        copy_all(made)
+
+
+def called_otherwise(name: str, file: Path) -> str | None:
+    """One sentence where the name of a modality's file says that it is another one of BraTS, or a label."""
+    told, known = split_file_name(file), MODALITY_OF_CHANNEL.get(name.lower(), name)
+    others = {LABEL, *(MODALITIES if known in MODALITIES else ())} - {known}
+    if told is None or told.modality not in others:
+        return None
+    return f"{name} is given as {file}, which is called as {told.modality} is: look again."
+
+
+def copy_all(made: Mapping[Path, Path]) -> None:
+    """Puts what was made to its place, all files or none: the first, the mask, appears last, when its record is there.
+
+    Raises:
+        InputError: when a file came to be there meanwhile.
+    """
+    with ExitStack() as files:
         for path, unfinished in made.items():
-            with whole_file(path) as temporary:
-                shutil.copyfile(unfinished, temporary)
+            shutil.copyfile(unfinished, files.enter_context(whole_file(path)))
+        for path in made:
+            if path.exists():
+                raise InputError(f"{path} should be a new file, it came since the start: from another run?")
 
 
 def add_to_record(file: Path, about: Mapping[str, Any]) -> None:
-    """Puts the series of a study into the record of a mask, and the warnings of it before those of the case."""
+    """Puts what is known of a study into the record of a mask, and the warnings of it before those of the case."""
     record = read_json(file, "The record of the mask")
-    record |= {"series": about["series"], "warnings": [*about["warnings"], *record["warnings"]]}
+    record |= {**about, "warnings": [*about["warnings"], *record["warnings"]]}
     file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
@@ -317,7 +351,7 @@ def main(argv: Sequence[str]) -> None:
     given = {name: getattr(arguments, name) for name in modalities}
     with unwound_by_sigterm(), tempfile.TemporaryDirectory(prefix="study_") as folder:
         source: Sequence[Path] = ()
-        of_study = None
+        of_study: dict[str, Any] = {}
         if arguments.dicom is None:
             files = {name: Path(file) for name, file in given.items() if file is not None}
             if not files:
