@@ -140,6 +140,13 @@ def test_threads_share_a_network_and_an_inferer(tiny_network):
             torch.testing.assert_close(result, alone)
 
 
+def test_a_network_that_hides_what_is_not_finite():
+    image = torch.ones(1, 1, 16, 16, 16)
+    image[0, 0, 3, 4, 5] = float("nan")
+    with pytest.raises(InputError, match="the weights or the image hold values"):
+        AdaptiveInferer((16,) * 3, stretch=1, overlap=0.5)(image, torch.zeros_like)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("side", [16, 40], ids=["one window", "more"])
 def test_logits_that_are_not_finite_are_no_mask(value, side):

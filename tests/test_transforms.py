@@ -226,6 +226,11 @@ def make_mask(files):
     rewrite(files["flair"], 7 * (read(files["flair"]) > 0).astype(np.int16))
 
 
+def take_much_from_air(files):
+    volume = read(files["flair"]).astype(np.float32)
+    rewrite(files["flair"], np.where(volume > 0, volume, np.finfo(np.float32).min))
+
+
 def copy(files):
     rewrite(files["flair"], read(files["t1ce"]))
 
@@ -269,6 +274,7 @@ def crop_label(files):
         (blacken, "flair", ["flair should show something", "is zero everywhere"]),
         (flatten, "flair", ["flair should show something"]),
         (make_mask, "flair", ["flair should be a scan", "has no value but 0 and 7"]),
+        (take_much_from_air, "flair", ["flair should be a scan", "has no value but -3.40282e+38 and"]),
         (copy, "flair", ["t1ce and flair should be two scans", "their voxels are the same", "case_1_t1ce.nii.gz and "]),
         (spoil(np.nan), "flair", ["flair should be finite", "holds NaN or infinity"]),
         (spoil(-np.inf), "flair", ["flair should be finite", "holds NaN or infinity"]),

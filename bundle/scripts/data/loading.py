@@ -143,12 +143,14 @@ def clean_scans(case_id: str, image: MetaTensor, files: Mapping[str, str | Path]
         constant = 0.0 if is_ct(name) else air(volume)
         if lowest == highest == constant:
             raise InputError(f"Case {case_id}: {name} should show something, {file} is zero everywhere.")
+        if constant:
+            volume -= constant  # of which -3.4e38 leaves nothing of the rest
+            lowest, highest = (float(value) for value in volume.aminmax())
         if not is_ct(name) and has_two_values(volume, lowest, highest):  # none would be left of it, normalized
             raise InputError(
-                f"Case {case_id}: {name} should be a scan, {file} has no value but {lowest:g} and {highest:g}."
+                f"Case {case_id}: {name} should be a scan, {file} has no value but {lowest + constant:g} and "
+                f"{highest + constant:g}."
             )
-        if constant:
-            volume -= constant
         for other, (*extremes, of_other) in seen.items():
             if extremes == [lowest, highest] and torch.equal(volume, of_other):
                 same = dict.fromkeys((str(files[other]), str(file)))

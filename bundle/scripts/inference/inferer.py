@@ -98,7 +98,8 @@ class AdaptiveInferer(Inferer):
                 logits = self.slide(self.place(image_size, stretch=1.0), inputs, network, *args, **kwargs)
             except torch.OutOfMemoryError as error:
                 raise self.no_room() from error
-        if not torch.isfinite(logits).all():
+        # Of the image, too: OpenVINO makes finite logits of a NaN.
+        if not (torch.isfinite(logits).all() and torch.isfinite(inputs).all()):
             raise InputError(
                 "The logits are not finite, so that no class is the likeliest: the weights or the image hold values "
                 "that are NaN or too large, or --amp false is needed."

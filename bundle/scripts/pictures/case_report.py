@@ -12,7 +12,7 @@ import argparse
 import base64
 import json
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from io import BytesIO
 from pathlib import Path
@@ -34,6 +34,7 @@ from ..data.loading import is_ct
 from ..errors import InputError
 from ..evaluation.calibration import check_probabilities, expected_dice
 from ..evaluation.lesions import TOUCHING
+from ..evaluation.score import find_masks
 from ..files import check_writable, whole_file
 from ..weights.origin import convention_of_mask, read_mask_record, weights_of_mask
 from ..weights.record import convention_to_write, read_record, recorded, sha256
@@ -340,13 +341,6 @@ def write_index(contents: Sequence[Mapping[str, Any]], output: Path) -> None:
         temporary.write_text(page, encoding="utf-8")
 
 
-def masks_below(prediction_dir: Path, case_ids: Collection[str]) -> dict[str, Path]:
-    return {
-        case.case_id: case.file(LABEL if LABEL in case.files else WHOLE)
-        for case in find_cases(prediction_dir, knob="prediction_dir", known=case_ids)
-    }
-
-
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m scripts report", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--dataset_dir", type=Path, required=True, help="folder of cases, or of one case")
@@ -369,7 +363,7 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(f"checkpoint should be a file of weights, {arguments.checkpoint} is not there.")
     found = find_cases(arguments.dataset_dir)
     case_ids = {case.case_id for case in found}
-    masks = masks_below(arguments.prediction_dir, case_ids)
+    masks = find_masks(arguments.prediction_dir, case_ids)
     cases = [case for case in found if case.case_id in masks]
     if not cases:
         raise InputError(f"No case of {arguments.dataset_dir} has a mask in {arguments.prediction_dir}.")
