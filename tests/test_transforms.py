@@ -377,8 +377,14 @@ TURN = np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1]])
 @pytest.mark.parametrize(
     ("voxel_mm", "sentence"),
     [
-        (100.0, "Case a: at spacing_mm 2 x 2 x 2 it would have 2.7e+10 voxels, 125000 times those of its file, whose"),
-        (1e-3, "Case a: it should be larger than 4 voxels of spacing_mm 2 x 2 x 2, by the header of its file it is"),
+        (
+            100.0,
+            "Case a: at spacing_mm 2 x 2 x 2 it would have 2.7e+10 voxels, 125000 times as many as in its file, whose",
+        ),
+        (
+            1e-3,
+            "Case a: it should be larger than 4 voxels of spacing_mm 2 x 2 x 2, the header of its file makes it 0.06",
+        ),
     ],
 )
 def test_a_header_in_another_unit_than_mm(voxel_mm, sentence) -> None:

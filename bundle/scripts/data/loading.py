@@ -92,13 +92,13 @@ class LoadImageCased(LoadImaged):
         return d
 
     def load_image(self, source: Mapping[str, str] | str, case_id: str | None) -> MetaTensor:
-        files: Mapping[str, str | Path] | Path
         case = Case(case_id or "", Path())
         if not isinstance(source, Mapping) or case_id is None:
             case = case_of(next(iter(source.values())) if isinstance(source, Mapping) else source)
         case_id = case_id or case.case_id
-        files = source if isinstance(source, Mapping) else case.image(self.modalities)
-        if isinstance(files, Mapping):
+        found: Mapping[str, Any] | Path = source if isinstance(source, Mapping) else case.image(self.modalities)
+        if isinstance(found, Mapping):
+            files = found
             if lacking := [name for name in self.modalities if name not in files]:
                 there = ", ".join(map(str, files.values()))
                 raise InputError(f"Case {case_id}: {lacking[0]} is missing or doubled, its other files are {there}.")
@@ -114,10 +114,10 @@ class LoadImageCased(LoadImaged):
             order = self.channel_order or case.channels or self.modalities
             for name in self.modalities:
                 if name not in order:
-                    raise InputError(f"Case {case_id}: {name} is missing, {files} has the channels {', '.join(order)}.")
-            channels = read(image_loader(), case_id, files, channels=order)
+                    raise InputError(f"Case {case_id}: {name} is missing, {found} has the channels {', '.join(order)}.")
+            channels = read(image_loader(), case_id, found, channels=order)
             image = cast(MetaTensor, channels[[order.index(name) for name in self.modalities]])
-            files = dict.fromkeys(self.modalities, files)
+            files = dict.fromkeys(self.modalities, found)
         clean_scans(case_id, image, {name: files[name] for name in self.modalities})
         image.meta["case_id"] = case_id
         return image
