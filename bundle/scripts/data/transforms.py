@@ -122,15 +122,15 @@ def check_size(image: MetaTensor, spacing_mm: Sequence[float]) -> None:
     spacing = " x ".join(f"{size:g}" for size in wanted)
     if growth > LARGEST_GROWTH and math.prod(sides) > MOST_VOXELS:
         raise InputError(
-            f"Case {case_id}: at spacing_mm {spacing} it would have {math.prod(sides):.2g} voxels, {growth:.0f} times as "
-            f"many as in its file, whose header has voxels of {' x '.join(f'{size:g}' for size in of_file)} mm: correct "
-            "that."
+            f"Case {case_id}: at spacing_mm {spacing} it would have {math.prod(sides):.2g} voxels, {growth:.0f} times "
+            f"as many as in its file, whose header has voxels of {' x '.join(f'{size:g}' for size in of_file)} mm: "
+            "correct that."
         )
     if max(sides) < FEWEST_VOXELS <= max(image.shape[1:]):
         extent = " x ".join(f"{side * old:.2g}" for side, old in zip(image.shape[1:], of_file))
         raise InputError(
-            f"Case {case_id}: it should be larger than {FEWEST_VOXELS} voxels of spacing_mm {spacing}, the header of its "
-            f"file makes it {extent} mm: correct that."
+            f"Case {case_id}: it should be larger than {FEWEST_VOXELS} voxels of spacing_mm {spacing}, the header of "
+            f"its file makes it {extent} mm: correct that."
         )
 
 
