@@ -45,9 +45,10 @@ def write_ball(folder: Path, case_id: str, axes: np.ndarray) -> np.ndarray:
     places_mm = (axes @ from_middle).T.reshape(*SHAPE, 3)
     brain = np.linalg.norm(places_mm, axis=-1) < 17
     ball = np.linalg.norm(places_mm - [5, -4, 3], axis=-1) < 7
-    noise = np.random.default_rng(0).normal(0, 3, SHAPE)
+    random = np.random.default_rng(0)
     folder.mkdir(parents=True)
     for modality in MODALITIES:
+        noise = random.normal(0, 3, SHAPE)
         image = nib.Nifti1Image((brain * (100 + noise) + 120 * (ball & brain)).astype(np.float32), affine)
         nib.save(image, folder / f"{case_id}_{modality}.nii.gz")
     return ball & brain

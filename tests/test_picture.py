@@ -80,13 +80,13 @@ def test_left_is_on_the_right_and_anterior_is_up():
 def test_axes_are_turned_and_spacing_with_them(tmp_path):
     # Stored superior, left, posterior, steps of 4, 2, 3 mm; the marked voxel is the most left, anterior and inferior.
     affine = np.array([[0, -2.0, 0, 0], [0, 0, -3.0, 0], [4.0, 0, 0, 0], [0, 0, 0, 1]])
-    stored = np.zeros((5, 6, 7), dtype=np.int16)
+    stored = np.random.default_rng(0).integers(0, 8, (5, 6, 7), dtype=np.int16)
     stored[0, 5, 0] = 9
-    write(tmp_path / "a_seg.nii.gz", np.minimum(stored, 1), affine)
+    write(tmp_path / "a_seg.nii.gz", (stored == 9).astype(np.int16), affine)
     case = load_case(write(tmp_path / "a_t1.nii.gz", stored, affine), ["t1"])
-    for volume in (case.images["t1"], case.masks["truth"]):
-        assert volume.shape == (6, 7, 5)
-        assert np.argwhere(volume).tolist() == [[0, 6, 0]]
+    for bright in (case.images["t1"] == 9, case.masks["truth"]):
+        assert bright.shape == (6, 7, 5)
+        assert np.argwhere(bright).tolist() == [[0, 6, 0]]
     assert case.spacing_mm == [2, 3, 4]
 
 

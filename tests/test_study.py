@@ -328,10 +328,10 @@ class NativeSpacePreprocessor:
         if {fails}:
             raise OSError("no network\\nto get the weights of HD-BET.")
         center = nib.load(self.parts[0].input)
-        for part in self.parts:
+        for number, part in enumerate(self.parts):
             brain = np.zeros(center.shape, np.float32)
             inside = tuple(slice(side // 4, -(side // 4)) for side in center.shape)
-            brain[inside] = np.random.default_rng(0).integers(100, 200, brain[inside].shape)
+            brain[inside] = np.random.default_rng(number).integers(100, 200, brain[inside].shape)
             nib.save(nib.Nifti1Image(brain, center.affine), part.output)
 """
 

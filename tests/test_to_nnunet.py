@@ -86,7 +86,7 @@ def test_folds_and_one_file_of_all_channels(tmp_path):
         (root / folder).mkdir(parents=True)
     for number in range(4):
         voxels = np.stack([np.full((4, 5, 6), 10 * channel + number + 1, np.int16) for channel in range(2)], axis=-1)
-        voxels[3] = 0
+        voxels[2], voxels[3] = 50, 0
         label = np.zeros((4, 5, 6), np.uint8)
         label[0], label[1] = 2, 5
         nib.save(nib.Nifti1Image(voxels, np.eye(4)), root / "imagesTr" / f"case_{number}.nii.gz")
@@ -100,7 +100,7 @@ def test_folds_and_one_file_of_all_channels(tmp_path):
     splits = json.loads((output / "splits_final.json").read_text())
     assert [len(split["val"]) for split in splits] == [2, 2]
     assert sorted(splits[0]["val"] + splits[1]["val"]) == [f"case_{number}" for number in range(4)]
-    assert np.unique(nib.load(output / "imagesTr" / "case_3_0000.nii.gz").dataobj).tolist() == [0, 14]
+    assert np.unique(nib.load(output / "imagesTr" / "case_3_0000.nii.gz").dataobj).tolist() == [0, 14, 50]
     assert nib.load(output / "imagesTr" / "case_3_0001.nii.gz").shape == (4, 5, 6)
     written = json.loads((output / "dataset.json").read_text())
     assert written["labels"] == {"background": 0, "left": 1, "right": 2}
