@@ -9,13 +9,13 @@ from runs import HERE
 
 from scripts.files import whole_file
 
-PAGES = [HERE.parent / "docs" / "about" / name for name in ("paper.md", "experiments.md")]
-BLOCK = re.compile(r"(<!-- (results/\S+\.md) -->\n\n).*?(\n<!-- end -->)", re.DOTALL)
+PAGES = [HERE.parent / "docs" / "about" / name for name in ("paper.md", "paper_figures.md", "experiments.md")]
+BLOCK = re.compile(r"(<!-- (results/\S+\.md) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def with_tables(text: str, folder: Path = HERE) -> str:
     """The text with the content of each file that a comment names, up to the next comment ``end``."""
-    return BLOCK.sub(lambda block: block[1] + (folder / block[2]).read_text() + block[3], text)
+    return BLOCK.sub(lambda block: f"{block[1]}\n{(folder / block[2]).read_text()}\n{block[3]}", text)
 
 
 if __name__ == "__main__":
